@@ -1,0 +1,1 @@
+"""What runs at a client: scoring, domain models, calibration. The server side never imports it."""

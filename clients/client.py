@@ -1,0 +1,201 @@
+"""A client: private data, a domain model and a metered foundation model, behind `handle(task bytes) -> reply bytes`.
+
+What leaves is what the replies in `promptfed.messages` carry. An exception in here leaves as the name of its class:
+its text might quote data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from clients.arms import Arms
+from clients.data import ClientData, client_rng
+from clients.domain import LinearDomainModel, LinearHead
+from clients.scores import ScoreStore
+from evaluators.metrics import with_errors
+from promptfed.errors import WireError
+from promptfed.fm.base import BaseFM
+from promptfed.fm.decorators import Budgeted
+from promptfed.messages import (
+    Adopt,
+    Adopted,
+    Evaluate,
+    Evaluated,
+    Failed,
+    FitHead,
+    Head,
+    Join,
+    Joined,
+    Moments,
+    MomentSums,
+    Newton,
+    NewtonPart,
+    Reply,
+    ReplyBody,
+    Score,
+    Scored,
+    Task,
+    Vote,
+    Votes,
+    Weigh,
+    Weighed,
+    Write,
+    Written,
+    decode_task,
+    encode,
+)
+from promptfed.prompts.calibration import Calibration, moments, sums
+from promptfed.types import Encoder
+
+# Local epochs of one FedAvg round, as L-BFGS iterations.
+HEAD_ITERATIONS = 5
+
+
+class Client:
+    """One organisation. ``folder`` is its own: calibration, stacker and per-text results stay there."""
+
+    def __init__(
+        self,
+        data: ClientData,
+        labels: tuple[str, ...],
+        fm: BaseFM,
+        encoder: Encoder,
+        *,
+        seed: int,
+        folder: Path | None = None,
+    ) -> None:
+        self.data, self.labels = data, labels
+        self.folder = folder
+        self._fm = Budgeted(fm)
+        self._seed = seed
+        self._encoder = encoder
+        self.scores = ScoreStore(data.train)
+        self._domain: LinearDomainModel | None = None
+        self.arms = Arms(data, self.scores, len(labels), encoder, self.domain_model)
+
+    @property
+    def client_id(self) -> str:
+        return self.data.client_id
+
+    def domain_model(self) -> LinearDomainModel:
+        """The domain model, fitted on all training texts when it is first needed."""
+        if self._domain is None:
+            model = LinearDomainModel(self._encoder, len(self.labels))
+            self._domain = model.fit(self.data.train.texts, self._targets())
+        return self._domain
+
+    async def handle(self, task: bytes) -> bytes:
+        """Do one task. Never raises for a task that failed: the reply is then `Failed` with a class name."""
+        number, spent = 0, 0
+        body: ReplyBody
+        try:
+            message = decode_task(task)
+            number = message.round
+            if message.client_id != self.client_id:
+                raise WireError(f"a task for {message.client_id!r} reached {self.client_id!r}")
+            self._fm.grant = message.grant
+            body = await self._do(message)
+            spent = message.grant - self._fm.grant
+        except Exception as error:
+            body = Failed(reason=type(error).__name__)
+        return encode(Reply(round=number, client_id=self.client_id, fm_calls=spent, body=body))
+
+    async def _do(self, task: Task) -> ReplyBody:
+        match task.body:
+            case Join():
+                present = sorted(set(self.data.train.labels.tolist()))
+                return Joined(
+                    n_train=len(self.data.train),
+                    n_test=len(self.data.test),
+                    labels=tuple(self.labels[k] for k in present),
+                    n_dropped=self.data.n_dropped,
+                )
+            case Write():
+                answers = await self._fm.complete(task.body.requests)
+                return Written(texts=tuple(answer.text or "" for answer in answers))
+            case Weigh():
+                answers = await self._fm.complete(task.body.requests)
+                return Weighed(logprobs=tuple(answer.logprobs or () for answer in answers))
+            case Vote():
+                return self._vote(task.body)
+            case Score():
+                return await self._score(task.body)
+            case Moments():
+                scores, _, _ = self.scores.get(task.body.prompts)
+                total, squares = moments(scores)
+                return MomentSums(n=len(scores), total=_flat(total), squares=_flat(squares))
+            case Newton():
+                scores, labels, _ = self.scores.get(task.body.prompts)
+                part = sums(scores, labels, Calibration(weights=task.body.weights, bias=task.body.bias))
+                return NewtonPart(n=part.n, loss=part.loss, gradient=_flat(part.gradient), hessian=_flat(part.hessian))
+            case Adopt():
+                return self._adopt(task.body)
+            case FitHead():
+                return self._fit_head(task.body)
+            case Evaluate():
+                return await self._evaluate(task.body)
+
+    def _vote(self, task: Vote) -> Votes:
+        proba = self.domain_model().predict_proba(task.texts)
+        return Votes(n_labels=proba.shape[1], shares=np.rint(proba * 255).astype(np.uint8).tobytes())
+
+    async def _score(self, task: Score) -> Scored:
+        await self.scores.ask(self._fm, task.prompts, task.stop)
+        per_set = np.array([self.scores.proper_scores([task.prompts[i] for i in s], task.stop) for s in task.sets])
+        diff = per_set - per_set[0]
+        return Scored(
+            n=per_set.shape[1],
+            total=_flat(per_set.sum(axis=1)),
+            diff=_flat(diff.sum(axis=1)),
+            diff_sq=_flat((diff**2).sum(axis=1)),
+        )
+
+    def _adopt(self, task: Adopt) -> Adopted:
+        own = self.arms.calibrate(task.prompt)
+        stacker = self.arms.stack(task.prompt)
+        self._keep("calibration.json", {"prompt_id": task.prompt.prompt_id, **asdict(own)})
+        self._keep("stacker.json", {"prompt_id": task.prompt.prompt_id, **asdict(stacker)})
+        head = self.domain_model().head.flat
+        if self.folder is not None and head is not None:
+            np.save(self.folder / "domain_model.npy", head)
+        return Adopted(n_calibration=len(self.scores.get(task.prompt.prompts)[0]))
+
+    def _fit_head(self, task: FitHead) -> Head:
+        start = np.array(task.head) if task.head else None
+        x = self._encoder.encode(self.data.train.texts)
+        head = LinearHead(len(self.labels), start).fit(x, self._targets(), max_iter=HEAD_ITERATIONS)
+        return Head(n=len(x), weights=_flat(head.flat if head.flat is not None else np.zeros(0)))
+
+    async def _evaluate(self, task: Evaluate) -> Evaluated:
+        proba, calls = await self.arms.predict(task, self._fm)
+        labels = self.data.test.labels
+        values, errors = with_errors(proba, labels, client_rng(self._seed, self.client_id, 7))
+        if self.folder is not None:
+            # Per text, so that runs can be compared in pairs. It stays in the client's folder.
+            self._keep(
+                f"evaluation/{task.arm}.json",
+                {
+                    "texts": [hashlib.sha256(t.encode()).hexdigest()[:16] for t in self.data.test.texts],
+                    "labels": labels.tolist(),
+                    "proba": np.round(proba, 6).tolist(),
+                },
+            )
+        return Evaluated(n=len(labels), values=values, errors=errors, calls_per_prediction=calls)
+
+    def _targets(self) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+        return np.eye(len(self.labels))[self.data.train.labels]
+
+    def _keep(self, name: str, content: object) -> None:
+        if self.folder is not None:
+            path = self.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def _flat(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[float, ...]:
+    return tuple(float(v) for v in np.ravel(values))

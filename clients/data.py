@@ -1,0 +1,145 @@
+"""A client's private data: read once, checked at the boundary, put in the order in which it will be scored."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from promptfed.errors import DataError
+from promptfed.types import IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """Texts and label indices of equal length."""
+
+    texts: tuple[str, ...] = field(repr=False)
+    labels: IntArray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientData:
+    """What one client holds. ``n_dropped`` counts rows left out because their text was empty."""
+
+    client_id: str
+    train: Labelled
+    test: Labelled
+    n_dropped: int = 0
+
+
+Rows = list[tuple[str, str, str]]  # client, text, label
+
+
+def read_rows(path: Path, *, client_column: str, text_column: str, label_column: str, client: str | None = None) -> Rows:
+    """Rows (client, text, label) of a CSV file in UTF-8. ``client`` stands in for a missing client column.
+
+    Raises `DataError` that names the file and the row or column, never a text.
+    """
+    wanted = [text_column, label_column] + ([client_column] if client is None else [])
+    rows: Rows = []
+    for number, record in _records(path, wanted):
+        label = record[label_column].strip()
+        if not label:
+            raise DataError(f"{path}, row {number}: column {label_column!r} is empty; expected a label")
+        owner = client if client is not None else record[client_column].strip()
+        if not owner:
+            raise DataError(f"{path}, row {number}: column {client_column!r} is empty; expected a client's name")
+        rows.append((owner, record[text_column], label))
+    return rows
+
+
+def read_texts(path: Path, *, text_column: str) -> list[str]:
+    """The texts of an unlabelled (public) CSV file; empty ones are left out."""
+    return [record[text_column] for _, record in _records(path, [text_column]) if record[text_column].strip()]
+
+
+def _records(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """(row number, record) of every row; the header is row 1."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = list(csv.reader(file))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: not a CSV file ({error})") from None
+    if not lines:
+        raise DataError(f"{path}: empty file; expected a header with {', '.join(wanted)}")
+    header = [name.strip() for name in lines[0]]
+    for column in wanted:
+        if header.count(column) != 1:
+            what = "no column" if column not in header else f"{header.count(column)} columns"
+            raise DataError(f"{path}: {what} {column!r}; the header has {', '.join(header)}")
+    records = []
+    for number, line in enumerate(lines[1:], start=2):
+        if not line:
+            continue
+        if len(line) != len(header):
+            raise DataError(f"{path}, row {number}: {len(line)} fields; the header has {len(header)}")
+        records.append((number, dict(zip(header, line, strict=True))))
+    if not records:
+        raise DataError(f"{path}: a header but no rows")
+    return records
+
+
+def assemble(train: Rows, test: Rows, labels: Sequence[str], seed: int) -> list[ClientData]:
+    """One `ClientData` a client of ``train``, sorted by id, training texts in scoring order (`scoring_order`).
+
+    Rows with an empty text are dropped and counted. A test label or client that train lacks is a `DataError`.
+    """
+    index = {label: k for k, label in enumerate(labels)}
+    for name, rows in (("train", train), ("test", test)):
+        unknown = sorted({label for _, _, label in rows} - set(labels))
+        if unknown:
+            raise DataError(f"{name} has labels {', '.join(unknown)}; expected {', '.join(labels)}")
+    clients = sorted({client for client, _, _ in train})
+    strangers = sorted({client for client, _, _ in test} - set(clients))
+    if strangers:
+        raise DataError(f"test has clients that train lacks: {', '.join(strangers)}")
+    out = []
+    for client in clients:
+        mine = [(t, index[y]) for c, t, y in train if c == client and t.strip()]
+        held_out = [(t, index[y]) for c, t, y in test if c == client and t.strip()]
+        n_rows = sum(c == client for c, _, _ in train) + sum(c == client for c, _, _ in test)
+        if not mine:
+            raise DataError(f"client {client!r} has no training text left after empty ones were dropped")
+        order = scoring_order(np.array([y for _, y in mine]), client_rng(seed, client))
+        out.append(
+            ClientData(
+                client_id=client,
+                train=_labelled([mine[i] for i in order]),
+                test=_labelled(held_out),
+                n_dropped=n_rows - len(mine) - len(held_out),
+            )
+        )
+    return out
+
+
+def client_rng(seed: int, client_id: str, *stream: int) -> np.random.Generator:
+    """A client's own generator: the same for the same id in any federation."""
+    digest = int.from_bytes(hashlib.sha256(client_id.encode()).digest()[:8], "big")
+    return np.random.default_rng(np.random.SeedSequence([seed, digest, *stream]))
+
+
+def scoring_order(labels: IntArray, rng: np.random.Generator) -> IntArray:
+    """A shuffle in which every prefix has about the label proportions of the whole, so that few texts say more."""
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        mine = rng.permutation(np.flatnonzero(labels == label))
+        place[mine] = (np.arange(len(mine)) + rng.random()) / len(mine)
+    return np.argsort(place, kind="stable")
+
+
+def _labelled(pairs: Sequence[tuple[str, int]]) -> Labelled:
+    return Labelled(texts=tuple(t for t, _ in pairs), labels=np.array([y for _, y in pairs], dtype=np.int64))

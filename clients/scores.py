@@ -1,0 +1,76 @@
+"""The label scores that a client has paid for, and what it tells the server about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from clients.data import Labelled
+from promptfed.fm.base import BaseFM, as_scores
+from promptfed.prompts.calibration import cross_fitted_proba
+from promptfed.prompts.template import PromptTemplate
+from promptfed.types import FloatArray, IntArray
+
+
+class ScoreStore:
+    """Label log-probabilities of prompts on a client's texts, kept so that nothing is paid for twice.
+
+    An item that the FM refused keeps its place: it is uniform where a number is needed and its score is 0.
+    """
+
+    def __init__(self, data: Labelled) -> None:
+        self.data = data
+        self._scores: dict[str, FloatArray] = {}  # prompt_id -> (n, K), nan where not asked
+        self._failed: dict[str, IntArray] = {}  # prompt_id -> 0 or 1 a text
+
+    async def ask(self, fm: BaseFM, prompts: Sequence[PromptTemplate], stop: int) -> int:
+        """Score ``prompts`` on texts [0, stop) where they are not scored yet. Returns the number of FM calls."""
+        stop = min(stop, len(self.data))
+        wanted: list[tuple[PromptTemplate, IntArray]] = []
+        for prompt in {p.prompt_id: p for p in prompts}.values():
+            known = self._scores.setdefault(prompt.prompt_id, np.full((len(self.data), len(prompt.words)), np.nan))
+            self._failed.setdefault(prompt.prompt_id, np.zeros(len(self.data), dtype=np.int64))
+            wanted.append((prompt, np.flatnonzero(np.isnan(known[:stop, 0]))))
+        requests = [r for p, rows in wanted for r in p.requests([self.data.texts[i] for i in rows])]
+        if not requests:
+            return 0
+        answers = await fm.complete(requests)
+        start = 0
+        for prompt, rows in wanted:
+            scores = as_scores(answers[start : start + len(rows)], len(prompt.words))
+            start += len(rows)
+            self._scores[prompt.prompt_id][rows] = scores.data
+            self._failed[prompt.prompt_id][rows] = np.ma.getmaskarray(scores).any(axis=1)
+        return len(requests)
+
+    def get(self, prompts: Sequence[PromptTemplate], stop: int | None = None) -> tuple[FloatArray, IntArray, IntArray]:
+        """Of the texts [0, stop) that all ``prompts`` were scored on: scores (n, J, K), labels (n,), rows (n,)."""
+        blank = np.full((len(self.data), len(prompts[0].words)), np.nan)
+        scores = np.stack([self._scores.get(p.prompt_id, blank) for p in prompts], axis=1)[:stop]
+        rows = np.flatnonzero(np.isfinite(scores).all(axis=(1, 2)))
+        return scores[rows], self.data.labels[rows], rows
+
+    def proper_scores(self, prompts: Sequence[PromptTemplate], stop: int) -> FloatArray:
+        """1 - Brier/2 of each text under cross-fitted calibration, in [0, 1], higher is better."""
+        scores, labels, rows = self.get(prompts, stop)
+        value = brier_score(cross_fitted_proba(scores, labels), labels) if len(rows) else np.zeros(0)
+        failed = np.max([self._failed[p.prompt_id][rows] for p in prompts], axis=0)
+        return np.where(failed > 0, 0.0, value)
+
+    def uncalibrated(self, prompt: PromptTemplate) -> FloatArray:
+        """Scores (n, 1, K) of one prompt on all texts."""
+        return self.get([prompt])[0]
+
+    def adopt(self, other: ScoreStore, rows: IntArray) -> None:
+        """Take over what ``other`` knows of the same texts: its text ``rows[i]`` is text i here."""
+        for prompt_id, scores in other._scores.items():
+            self._scores[prompt_id] = scores[rows]
+            self._failed[prompt_id] = other._failed[prompt_id][rows]
+
+
+def brier_score(proba: FloatArray, labels: IntArray) -> FloatArray:
+    """1 - Brier/2 of each text: 1 for a sure right answer, 0 for a sure wrong one. ``proba`` (n, K)."""
+    return 1.0 - ((proba - np.eye(proba.shape[1])[labels]) ** 2).sum(axis=1) / 2.0
+
+

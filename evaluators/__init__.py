@@ -1,0 +1,1 @@
+"""Metrics, calibration and paired comparison of runs."""

@@ -1,0 +1,332 @@
+"""Puts the parts together: the only module that knows the concrete classes of all four packages."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clients.client import Client
+from clients.data import ClientData, Labelled, Rows, assemble, read_rows, read_texts
+from clients.partition import dirichlet
+from evaluators.metrics import PRIMARY
+from promptfed.config import Config, dump_toml, load_config
+from promptfed.errors import ConfigError, DataError
+from promptfed.federation.checkpoint import Checkpoint
+from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, join, summarise
+from promptfed.federation.events import EventLog, Listener
+from promptfed.federation.inprocess import InProcessTransport
+from promptfed.federation.server import Server
+from promptfed.fm.base import BaseFM, run_sync
+from promptfed.fm.decorators import Metered, Pooled, Retrying
+from promptfed.ledger import Ledger
+from promptfed.messages import Evaluate, Evaluated
+from promptfed.prompts.artefact import PromptSet
+from promptfed.registry import load_fm, load_method
+from promptfed.strategies.base import Federation, Strategy
+from promptfed.strategies.baselines import Given, manual_prompt, zero_shot_prompt
+from promptfed.types import Encoder
+from retrieval.encoder import RememberingEncoder, SentenceEncoder
+
+SCHEMA_VERSION = 1
+# The arms that every run measures, in this order: those that share prompts share FM calls.
+TUNED_ARMS = ("fm", "fm_pooled", "fm_single", "fm_dm", "dm_local")
+# Texts a client that calibrate the hand-written prompt: as many as the tuned prompts typically get.
+MANUAL_CALIBRATION_TEXTS = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a run came to. ``summary`` is summary.json; ``folder`` is None for a run that was not kept."""
+
+    prompt: PromptSet
+    summary: Mapping[str, Any]
+    folder: Path | None
+
+    def score(self, arm: str = "fm", metric: str = PRIMARY) -> float:
+        """Mean over clients of ``metric`` for ``arm``, on held-out texts."""
+        return float(self.summary["metrics"][metric][arm]["mean"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """The data of a run, read and checked."""
+
+    labels: tuple[str, ...]
+    words: tuple[str, ...]
+    clients: tuple[ClientData, ...]
+    public: tuple[str, ...]
+
+
+def run(
+    config: Config | Path | str | Mapping[str, Any],
+    *,
+    out: Path | str | None = None,
+    force: bool = False,
+    listeners: Sequence[Listener] = (),
+    fm: BaseFM | None = None,
+    encoder: Encoder | None = None,
+) -> Result:
+    """Run a whole federation in this process (a simulation) and return its result. Blocking; notebook-safe.
+
+    ``out`` is the run folder to write; an existing one is refused unless ``force``. ``fm`` and ``encoder`` replace
+    the configured ones.
+    """
+    checked = load_config(Path(config) if isinstance(config, str) else config)
+    folder = prepare_folder(Path(out), force) if out is not None else None
+    simulation = Simulation(checked, read_inputs(checked), folder, listeners, fm=fm, encoder=encoder)
+    return run_sync(simulation.run())
+
+
+def prepare_folder(out: Path, force: bool) -> Path:
+    """Make the run folder. Raises `ConfigError` if it exists and ``force`` is off; only a run folder is replaced."""
+    if out.exists():
+        if not force:
+            raise ConfigError(f"{out} exists; choose another folder or give --force to replace it")
+        if any(out.iterdir()) and not (out / "config.toml").is_file():
+            raise ConfigError(f"{out} is not a run folder (no config.toml); --force would delete it, so choose another")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    return out
+
+
+def read_inputs(config: Config) -> Inputs:
+    """Read every file that the configuration names. Raises `DataError` and `ConfigError`."""
+    train, test = _read_labelled(config)
+    if config.partition is not None:
+        train, test = dirichlet([train, test], config.partition.clients, config.partition.alpha, config.seed)
+    labels = config.task.labels or tuple(sorted({label for _, _, label in train}))
+    if len(labels) < 2:
+        raise DataError(f"the training data has one label only ({labels[0]!r}); give the others in task.labels")
+    unknown = sorted(set(config.task.verbalizer) - set(labels))
+    if unknown:
+        raise ConfigError(f"task.verbalizer has {', '.join(unknown)}; the labels are {', '.join(labels)}")
+    words = tuple(config.task.verbalizer.get(label, label) for label in labels)
+    public = read_texts(config.data.public, text_column=config.data.text_column) if config.data.public else []
+    clients = assemble(train, test, labels, config.seed)
+    return Inputs(labels=labels, words=words, clients=tuple(clients), public=tuple(public))
+
+
+def _read_labelled(config: Config) -> tuple[Rows, Rows]:
+    data = config.data
+    text_column, label_column = data.text_column, data.label_column
+    if data.train is not None:
+        # Data that is to be partitioned has no owner yet.
+        owner = "all" if config.partition is not None else None
+        columns = {"client_column": data.client_column, "text_column": text_column, "label_column": label_column}
+        train = read_rows(data.train, client=owner, **columns)
+        return train, read_rows(data.test, client=owner, **columns) if data.test else []
+    columns = {"client_column": "", "text_column": text_column, "label_column": label_column}
+    train = [row for c in config.clients for row in read_rows(c.train, client=c.id, **columns)]
+    test = [row for c in config.clients if c.test for row in read_rows(c.test, client=c.id, **columns)]
+    return train, test
+
+
+@dataclass(slots=True)
+class Fleet:
+    """Clients and the server that reaches them."""
+
+    clients: dict[str, Client]
+    server: Server
+
+    @property
+    def ids(self) -> list[str]:
+        return sorted(self.clients)
+
+
+class Simulation:
+    """One run, in one process. Clients are objects; what they exchange is serialised all the same."""
+
+    def __init__(
+        self,
+        config: Config,
+        inputs: Inputs,
+        folder: Path | None,
+        listeners: Sequence[Listener] = (),
+        *,
+        fm: BaseFM | None = None,
+        encoder: Encoder | None = None,
+    ) -> None:
+        self.config, self.inputs, self.folder = config, inputs, folder
+        self.method: Strategy = load_method(config.method.name)
+        self.fm = fm or load_fm(config.fm.scorer)
+        for capability in sorted(self.method.needs):
+            self.fm.require(capability, f"method {self.method.name!r}")
+        shared = encoder or SentenceEncoder(config.encoder.name)
+        self.encoder_id = shared.encoder_id
+        self._provider = Retrying(Pooled(self.fm))
+        self._encoders = {d.client_id: RememberingEncoder(shared) for d in inputs.clients}
+        self._shared_encoder = shared
+        self.ledger = Ledger()
+        self.events = EventLog(folder / "events.jsonl" if folder else None, tuple(listeners))
+        self._arms: dict[str, dict[str, Evaluated]] = {}
+
+    async def run(self) -> Result:
+        """Tune, adopt, evaluate, compare with the baselines, write the run folder."""
+        if self.folder is not None:
+            (self.folder / "config.toml").write_text(dump_toml(self.config), encoding="utf-8")
+        fleet = self._fleet(self.inputs.clients, "tuning")
+        self.events.add("start", {"method": self.method.name, "seed": self.config.seed, "clients": fleet.ids,
+                                  "max_fm_calls": self.config.budget.max_fm_calls, "fm": self.fm.fm_id,
+                                  "transport": "in-process simulation"})
+        joined = await fleet.server.drive(join(fleet.ids), "tuning", 0)
+        n_test = {c: j.n_test for c, j in joined.items()}
+        federation = self._federation({c: j.n_train for c, j in joined.items()})
+        prompt = await self._tune(fleet, self.method, federation)
+        await fleet.server.drive(adopt(fleet.ids, prompt), "tuning", 0)
+        if any(n_test.values()):
+            await self._evaluate(fleet, prompt, n_test)
+            await self._baselines(federation, n_test)
+        return self._finish(prompt, sum(j.n_dropped for j in joined.values()))
+
+    # -------------------------------------------------------------------------------------------- parts of a run
+
+    async def _tune(self, fleet: Fleet, method: Strategy, federation: Federation, phase: Any = "tuning") -> PromptSet:
+        return await fleet.server.drive(method.run(federation), phase, federation.max_fm_calls)
+
+    async def _evaluate(self, fleet: Fleet, prompt: PromptSet, n_test: Mapping[str, int]) -> None:
+        for arm in TUNED_ARMS:
+            used = prompt.best_single() if arm == "fm_single" else prompt
+            task = Evaluate(arm=arm, prompt=None if arm == "dm_local" else used)
+            await self._measure(fleet, dict.fromkeys(fleet.ids, task), n_test, "evaluation")
+
+    async def _measure(self, fleet: Fleet, tasks: Mapping[str, Evaluate], n_test: Mapping[str, int], phase: Any) -> None:
+        arm = next(iter(tasks.values())).arm
+        measured = await fleet.server.drive(evaluate(tasks, n_test), phase, 10**9)
+        self._arms.setdefault(arm, {}).update(measured)
+        self.events.add("arm", {"arm": arm, PRIMARY: float(np.mean([e.values[PRIMARY] for e in self._arms[arm].values()]))})
+
+    async def _baselines(self, federation: Federation, n_test: Mapping[str, int]) -> None:
+        for name in self.config.evaluation.baselines:
+            fleet = self._fleet(self.inputs.clients, name)
+            if name == "zero_shot":
+                raw = _raw(federation, zero_shot_prompt(federation))
+                await self._measure(fleet, dict.fromkeys(fleet.ids, Evaluate(arm=name, prompt=raw)), n_test, "baselines")
+            elif name == "manual_few_shot":
+                by_hand = manual_prompt(federation, self.config.evaluation.manual_prompt)
+                n_calls = MANUAL_CALIBRATION_TEXTS * len(fleet.ids)
+                given = Given([by_hand], MANUAL_CALIBRATION_TEXTS)
+                tuned = await self._tune(fleet, given, replace(federation, max_fm_calls=n_calls), "baselines")
+                for arm, used in ((name, tuned), (f"{name}_calibrated", tuned.best_single())):
+                    tasks = dict.fromkeys(fleet.ids, Evaluate(arm=arm, prompt=used))
+                    await self._measure(fleet, tasks, n_test, "baselines")
+            elif name == "dm_fedavg":
+                head = await fleet.server.drive(fedavg_heads(fleet.ids), "baselines", 0)
+                await self._measure(fleet, dict.fromkeys(fleet.ids, Evaluate(arm=name, head=head)), n_test, "baselines")
+            elif name == "local_only":
+                await self._local_only(fleet, federation, n_test)
+            else:
+                await self._centralised(fleet, federation, n_test)
+
+    async def _local_only(self, fleet: Fleet, federation: Federation, n_test: Mapping[str, int]) -> None:
+        """Each client alone, with its share of the calls."""
+        tasks = {}
+        share = federation.max_fm_calls // len(fleet.ids)
+        for client in fleet.ids:
+            alone = replace(
+                federation, clients={client: federation.clients[client]}, max_fm_calls=share, log=lambda kind, data: None
+            )
+            tasks[client] = Evaluate(
+                arm="local_only", prompt=await self._tune(fleet, self.method, alone, "baselines")
+            )
+        await self._measure(fleet, tasks, n_test, "baselines")
+
+    async def _centralised(self, fleet: Fleet, federation: Federation, n_test: Mapping[str, int]) -> None:
+        """All texts in one place, the same number of calls; then each client calibrates on its own texts' scores."""
+        pooled, rows = _pool(self.inputs.clients)
+        centre = self._fleet([pooled], "centralised-tuning")
+        central = replace(federation, clients={pooled.client_id: len(pooled.train)}, log=lambda kind, data: None)
+        prompt = await self._tune(centre, self.method, central, "baselines")
+        for client_id, client in fleet.clients.items():
+            client.scores.adopt(centre.clients[pooled.client_id].scores, rows[client_id])
+        await self._measure(fleet, dict.fromkeys(fleet.ids, Evaluate(arm="centralised", prompt=prompt)), n_test, "baselines")
+
+    # -------------------------------------------------------------------------------------------- wiring
+
+    def _fleet(self, data: Sequence[ClientData], name: str) -> Fleet:
+        clients = {}
+        for d in data:
+            folder = self.folder / "clients" / d.client_id if self.folder and d.client_id in self._encoders else None
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            clients[d.client_id] = Client(
+                d,
+                self.inputs.labels,
+                Metered(self._provider, self.ledger, d.client_id),
+                self._encoders.get(d.client_id) or RememberingEncoder(self._shared_encoder),
+                seed=self.config.seed,
+                folder=folder,
+            )
+        checkpoint = Checkpoint(self.folder / "checkpoint" / name if self.folder else None)
+        return Fleet(clients, Server(InProcessTransport(clients), self.ledger, self.events, checkpoint))
+
+    def _federation(self, n_train: Mapping[str, int]) -> Federation:
+        config = self.config
+        return Federation(
+            clients=dict(sorted(n_train.items())),
+            labels=self.inputs.labels,
+            words=self.inputs.words,
+            instruction=config.task.instruction,
+            public=self.inputs.public,
+            max_fm_calls=config.budget.max_fm_calls,
+            max_prompts=config.method.max_prompts,
+            seed=config.seed,
+            log=self.events.add,
+        )
+
+    def _finish(self, prompt: PromptSet, n_dropped: int) -> Result:
+        config = self.config
+        summary: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "method": self.method.name,
+            "seed": config.seed,
+            "fm": self.fm.fm_id,
+            "encoder": self.encoder_id,
+            "transport": "in-process simulation",
+            "n_clients": len(self.inputs.clients),
+            "labels": list(self.inputs.labels),
+            "prompt_id": prompt.prompt_id,
+            "primary_metric": PRIMARY,
+            "metrics": summarise(self._arms),
+            "calls_per_prediction": {
+                arm: float(np.mean([e.calls_per_prediction for e in by_client.values()]))
+                for arm, by_client in self._arms.items()
+            },
+            "max_fm_calls": config.budget.max_fm_calls,
+            "n_dropped_texts": n_dropped,
+            "ledger": self.ledger.as_dict(),
+            "privacy": {"releases": []},
+        }
+        self.events.add("end", {"prompt_id": prompt.prompt_id})
+        if self.folder is not None:
+            prompt.save(
+                self.folder / "prompt.json",
+                about={"method": self.method.name, "seed": config.seed, "fm": self.fm.fm_id},
+            )
+            text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+            (self.folder / "summary.json").write_text(text, encoding="utf-8")
+        return Result(prompt=prompt, summary=summary, folder=self.folder)
+
+
+def _raw(federation: Federation, prompt: Any) -> PromptSet:
+    """A single prompt as it is, without calibration."""
+    return PromptSet(
+        labels=federation.labels, prompts=(prompt,), weights=(1.0,), bias=(0.0,) * len(federation.labels)
+    )
+
+
+def _pool(clients: Sequence[ClientData]) -> tuple[ClientData, dict[str, Any]]:
+    """One client that holds everybody's training texts, taken in turns; and where each client's texts went."""
+    places = sorted((i / len(d.train), c, i) for c, d in enumerate(clients) for i in range(len(d.train)))
+    texts = tuple(clients[c].train.texts[i] for _, c, i in places)
+    labels = np.array([clients[c].train.labels[i] for _, c, i in places])
+    rows = {d.client_id: np.zeros(len(d.train), dtype=np.int64) for d in clients}
+    for row, (_, c, i) in enumerate(places):
+        rows[clients[c].client_id][i] = row
+    empty = Labelled(texts=(), labels=np.zeros(0, dtype=np.int64))
+    return ClientData(client_id="all clients", train=Labelled(texts=texts, labels=labels), test=empty), rows

@@ -1,0 +1,230 @@
+"""The configuration of a run: TOML in, validated once, unknown keys refused by name.
+
+Paths in a file are relative to the file. ``--set a.b=c`` values are TOML where they parse as TOML, else strings.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from promptfed.errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClientFiles(_Section):
+    """``[[clients]]``: one organisation with files of its own."""
+
+    id: str = Field(min_length=1)
+    train: Path
+    test: Path | None = None
+
+
+class Data(_Section):
+    """``[data]``: where the texts are and what the columns are called."""
+
+    train: Path | None = None
+    test: Path | None = None
+    public: Path | None = None
+    client_column: str = "client"
+    text_column: str = "text"
+    label_column: str = "label"
+
+
+class Partition(_Section):
+    """``[partition]``: split data without a client column among simulated clients."""
+
+    clients: int = Field(ge=1)
+    alpha: float = Field(gt=0, default=0.5)
+
+
+class Task(_Section):
+    """``[task]``: what is asked of the foundation model."""
+
+    kind: Literal["classification"] = "classification"
+    labels: tuple[str, ...] = ()
+    instruction: str = ""
+    verbalizer: dict[str, str] = {}
+
+
+class FM(_Section):
+    """``[fm]``: the model that scores, and the one that writes (by default the same)."""
+
+    scorer: str = "embedded:smollm2-135m-instruct"
+    proposer: str | None = None
+
+
+class Encoder(_Section):
+    """``[encoder]``: what the domain models read texts with."""
+
+    name: str = "all-minilm-l6-v2"
+
+
+class Method(_Section):
+    """``[method]``: the name of a registered method, and its options."""
+
+    name: str = "race"
+    max_prompts: int = Field(ge=1, le=16, default=3)
+
+
+class Budget(_Section):
+    """``[budget]``: what tuning may spend, all clients together."""
+
+    max_fm_calls: int = Field(ge=1, default=2500)
+    max_tokens: int | None = Field(ge=1, default=None)
+    max_usd: float | None = Field(gt=0, default=None)
+
+
+Baseline = Literal["zero_shot", "manual_few_shot", "local_only", "dm_fedavg", "centralised"]
+
+
+class Evaluation(_Section):
+    """``[evaluation]``: what the tuned prompt is compared with. ``manual_prompt`` is a raw prompt with one {text} slot."""
+
+    baselines: tuple[Baseline, ...] = ("zero_shot", "manual_few_shot")
+    manual_prompt: str | None = None
+
+
+class Config(_Section):
+    """A whole run."""
+
+    seed: int = Field(ge=0, default=1)
+    data: Data = Data()
+    clients: tuple[ClientFiles, ...] = ()
+    partition: Partition | None = None
+    task: Task = Task()
+    fm: FM = FM()
+    encoder: Encoder = Encoder()
+    method: Method = Method()
+    budget: Budget = Budget()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Config:
+        if (self.data.train is None) == (not self.clients):
+            raise ValueError("give either data.train or [[clients]] with a train file each")
+        if self.clients and (self.data.test or self.partition):
+            raise ValueError("data.test and [partition] go with data.train, not with [[clients]]")
+        ids = [c.id for c in self.clients]
+        if len(set(ids)) != len(ids):
+            raise ValueError("two [[clients]] have the same id")
+        if len(set(self.task.labels)) != len(self.task.labels) or len(self.task.labels) == 1:
+            raise ValueError("task.labels must be two or more different labels")
+        return self
+
+
+def load_config(source: Path | Mapping[str, Any] | Config, overrides: Sequence[str] = ()) -> Config:
+    """Read and check a configuration: a TOML file, a mapping as TOML would give, or a `Config`. Raises `ConfigError`."""
+    if isinstance(source, Config):
+        raw: dict[str, Any] = source.model_dump(exclude_none=True)
+        base, where = Path(), "configuration"
+    elif isinstance(source, Path):
+        raw, base, where = _read_toml(source), source.resolve().parent, str(source)
+    else:
+        raw, base, where = dict(source), Path(), "configuration"
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {_explain(e)}" for e in error.errors(include_url=False))) from None
+    return _rebased(config, base)
+
+
+def dump_toml(config: Config) -> str:
+    """The configuration as TOML, with absolute paths, so that a run folder says what was run."""
+    raw = config.model_dump(mode="json", exclude_none=True)
+    top = {k: v for k, v in raw.items() if not isinstance(v, dict | list)}
+    lines = [f"{k} = {_toml(v)}" for k, v in top.items()]
+    for name, table in raw.items():
+        for entry in table if isinstance(table, list) else [table]:
+            if isinstance(entry, dict):
+                lines += ["", f"[[{name}]]" if isinstance(table, list) else f"[{name}]"]
+                lines += [f"{k} = {_toml(v)}" for k, v in entry.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    return str(value)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"--set {override!r}: expected section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.strip().split(".")
+    place = raw
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {override!r}: {section} is not a section")
+    place[last] = value
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        fields = _fields_at(error["loc"][:-1])
+        close = get_close_matches(str(error["loc"][-1]), fields, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(fields)}"
+        return f"unknown key {where!r}{hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if not where:
+        return message
+    return f"{where} = {error['input']!r}: {message}"
+
+
+def _fields_at(location: Sequence[Any]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        inner = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)
+
+
+def _rebased(config: Config, base: Path) -> Config:
+    def absolute(path: Path | None) -> Path | None:
+        return None if path is None else (base / path.expanduser()).resolve()
+
+    data = config.data.model_copy(update={k: absolute(getattr(config.data, k)) for k in ("train", "test", "public")})
+    clients = tuple(
+        c.model_copy(update={"train": absolute(c.train), "test": absolute(c.test)}) for c in config.clients
+    )
+    return config.model_copy(update={"data": data, "clients": clients})

@@ -1,0 +1,1 @@
+"""The round engine: messages and their codec, transports, event log and checkpoint."""

@@ -1,0 +1,77 @@
+"""Rounds that are not tuning: joining, adopting the tuned prompt, FedAvg of heads, and measuring arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from promptfed.errors import RunError
+from promptfed.messages import Adopt, Evaluate, Evaluated, FitHead, Head, Join, Joined
+from promptfed.prompts.artefact import PromptSet
+from promptfed.strategies.base import Round, Steps
+
+FEDAVG_ROUNDS = 10
+
+
+def join(clients: Sequence[str]) -> Steps[dict[str, Joined]]:
+    """Ask every client what it holds."""
+    replies = yield Round(name="join", tasks=dict.fromkeys(clients, Join()))
+    return {c: r.body for c, r in replies.items() if isinstance(r.body, Joined)}
+
+
+def adopt(clients: Sequence[str], prompt: PromptSet) -> Steps[None]:
+    """Give every client the tuned prompt, to calibrate at home."""
+    yield Round(name="adopt", tasks=dict.fromkeys(clients, Adopt(prompt=prompt)))
+
+
+def fedavg_heads(clients: Sequence[str]) -> Steps[tuple[float, ...]]:
+    """Federated averaging of the domain models' heads, weighted by texts (McMahan et al., AISTATS 2017, alg. 1)."""
+    head: tuple[float, ...] = ()
+    for _ in range(FEDAVG_ROUNDS):
+        replies = yield Round(name="fedavg", tasks=dict.fromkeys(clients, FitHead(head=head)))
+        parts = [r.body for r in replies.values() if isinstance(r.body, Head)]
+        if not parts:
+            raise RunError("no client returned a head")
+        head = tuple(np.average([p.weights for p in parts], axis=0, weights=[p.n for p in parts]).tolist())
+    return head
+
+
+def evaluate(
+    tasks: Mapping[str, Evaluate], n_test: Mapping[str, int], paid: bool = True
+) -> Steps[dict[str, Evaluated]]:
+    """Measure one arm, by client; clients without held-out texts are left out."""
+    asked = {c: t for c, t in tasks.items() if n_test[c]}
+    prompts = {c: len(t.prompt.prompts) if t.prompt and paid else 0 for c, t in asked.items()}
+    grants = {c: n_test[c] * n for c, n in prompts.items()}
+    arm = next(iter(asked.values())).arm
+    replies = yield Round(name=f"evaluate {arm}", tasks=asked, grants=grants)
+    return {c: r.body for c, r in replies.items() if isinstance(r.body, Evaluated)}
+
+
+def summarise(arms: Mapping[str, Mapping[str, Evaluated]]) -> dict[str, Any]:
+    """``{metric: {arm: {mean, ci95, by_client: {id: {value, n, ci95}}}}}``; means are over clients.
+
+    Intervals are normal, from the clients' bootstrap standard errors: texts are the sample, clients are strata.
+    """
+    out: dict[str, Any] = {}
+    for arm, by_client in arms.items():
+        for metric in sorted({m for e in by_client.values() for m in e.values}):
+            values = {c: e.values[metric] for c, e in by_client.items()}
+            errors = {c: e.errors[metric] for c, e in by_client.items()}
+            mean = float(np.mean(list(values.values())))
+            error = float(np.sqrt(np.sum(np.square(list(errors.values())))) / len(errors))
+            out.setdefault(metric, {})[arm] = {
+                "mean": round(mean, 6),
+                "ci95": _interval(mean, error),
+                "by_client": {
+                    c: {"value": round(values[c], 6), "n": e.n, "ci95": _interval(values[c], errors[c])}
+                    for c, e in sorted(by_client.items())
+                },
+            }
+    return out
+
+
+def _interval(value: float, error: float) -> list[float]:
+    return [round(value - 1.96 * error, 6), round(value + 1.96 * error, 6)]

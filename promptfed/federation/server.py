@@ -1,0 +1,104 @@
+"""The round engine: sends a method's tasks to the clients, hands it the replies, keeps the books.
+
+The server knows clients by the `Transport` that reaches them and never imports their code. It makes no FM call: what
+is written or scored is written or scored at a client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from promptfed.errors import BudgetError, RunError, WireError
+from promptfed.federation.checkpoint import Checkpoint
+from promptfed.federation.events import EventLog
+from promptfed.ledger import Ledger, Phase
+from promptfed.messages import Failed, Reply, Task, decode_reply, encode
+from promptfed.strategies.base import Round, Steps, T
+
+
+class Transport(Protocol):
+    """Carries encoded tasks to clients and brings encoded replies back, by client id. A client that did not answer
+    is missing from the result."""
+
+    async def exchange(self, tasks: Mapping[str, bytes]) -> dict[str, bytes]: ...
+
+
+class Server:
+    """One federation's server. Rounds are numbered through all phases of a run."""
+
+    def __init__(
+        self, transport: Transport, ledger: Ledger, events: EventLog, checkpoint: Checkpoint | None = None
+    ) -> None:
+        self._transport, self._ledger, self._events = transport, ledger, events
+        self._checkpoint = checkpoint or Checkpoint(None)
+        self.round = 0
+
+    async def drive(self, steps: Steps[T], phase: Phase, max_fm_calls: int) -> T:
+        """Run a method to its end. No round is sent whose grants would pass ``max_fm_calls``."""
+        granted = 0
+        with self._ledger.during(phase):
+            try:
+                round_ = next(steps)
+                while True:
+                    wanted = sum(round_.grants.values())
+                    if granted + wanted > max_fm_calls:
+                        raise BudgetError(
+                            f"round {round_.name!r} wants {wanted} FM calls; {max_fm_calls - granted} of {max_fm_calls} are left"
+                        )
+                    replies = await self.exchange(round_, phase)
+                    granted += sum(r.fm_calls for r in replies.values())
+                    round_ = steps.send(replies)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+
+    async def exchange(self, round_: Round, phase: Phase) -> dict[str, Reply]:
+        """One round: encode, send, book, decode. Failed and malformed replies are logged and left out."""
+        self.round += 1
+        tasks = {
+            client: encode(
+                Task(round=self.round, client_id=client, phase=phase, grant=round_.grants.get(client, 0), body=body)
+            )
+            for client, body in sorted(round_.tasks.items())
+        }
+        replies = self._checkpoint.load(self.round, tasks)
+        if replies is None:
+            replies = await self._transport.exchange(tasks)
+            self._checkpoint.save(self.round, tasks, replies)
+        decoded: dict[str, Reply] = {}
+        failures: dict[str, str] = {}
+        for client, sent in tasks.items():
+            account = self._ledger.account(client)
+            account.bytes_down += len(sent)
+            data = replies.get(client)
+            if data is None:
+                failures[client] = "no answer"
+                continue
+            account.bytes_up += len(data)
+            try:
+                reply = decode_reply(data)
+            except WireError:
+                failures[client] = "malformed"
+                continue
+            if isinstance(reply.body, Failed):
+                failures[client] = reply.body.reason
+            else:
+                decoded[client] = reply
+        self._events.add(
+            "round",
+            {
+                "round": self.round,
+                "phase": phase,
+                "name": round_.name,
+                "n_clients": len(tasks),
+                "fm_calls": sum(r.fm_calls for r in decoded.values()),
+                "bytes_up": sum(map(len, replies.values())),
+                "bytes_down": sum(map(len, tasks.values())),
+                "failures": failures,
+            },
+        )
+        if not decoded:
+            reasons = ", ".join(sorted(set(failures.values())))
+            raise RunError(f"round {self.round} ({round_.name}): none of {len(tasks)} clients answered ({reasons})")
+        return decoded

@@ -1,0 +1,1 @@
+"""The foundation model seam: protocol helpers, engines, test models and decorators."""

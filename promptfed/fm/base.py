@@ -1,0 +1,91 @@
+"""What every foundation model shares: label scoring on top of `complete`, sync and async."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from promptfed.errors import CapabilityError
+from promptfed.prompts.template import PromptTemplate
+from promptfed.types import Capability, FMRequest, FMResponse
+
+T = TypeVar("T")
+
+
+class BaseFM(ABC):
+    """A foundation model. Subclasses give ``fm_id``, ``capabilities`` and `complete`."""
+
+    @property
+    @abstractmethod
+    def fm_id(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> frozenset[Capability]: ...
+
+    @abstractmethod
+    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]: ...
+
+    def require(self, capability: Capability, wanted_by: str) -> None:
+        """Raise `CapabilityError` if this model can't do what ``wanted_by`` needs."""
+        if capability not in self.capabilities:
+            have = ", ".join(sorted(self.capabilities)) or "nothing"
+            raise CapabilityError(f"{wanted_by} needs {capability.value} from the FM; {self.fm_id} offers {have}")
+
+    async def ascore_labels(
+        self, prompt: PromptTemplate | str, texts: Sequence[str], labels: Sequence[str] | None = None
+    ) -> np.ma.MaskedArray[Any, Any]:
+        """Log-probabilities (n, n_labels), float64, normalised over the labels; failed rows are masked.
+
+        ``prompt`` is a template, or raw text with one ``{text}`` slot together with ``labels``, its label words.
+        """
+        self.require(Capability.LABEL_LOGPROBS, "score_labels")
+        if isinstance(prompt, str):
+            prompt = PromptTemplate(text=prompt, words=tuple(labels or ()))
+        answers = await self.complete(prompt.requests(texts))
+        return as_scores(answers, len(prompt.words))
+
+    def score_labels(
+        self, prompt: PromptTemplate | str, texts: Sequence[str], labels: Sequence[str] | None = None
+    ) -> np.ma.MaskedArray[Any, Any]:
+        """`ascore_labels`, blocking. Works inside a running event loop (a notebook) too."""
+        return run_sync(self.ascore_labels(prompt, texts, labels))
+
+
+def as_scores(answers: Sequence[FMResponse], n_labels: int) -> np.ma.MaskedArray[Any, Any]:
+    """Stack label answers into a masked array (n, n_labels); a failed or non-finite answer masks its row."""
+    scores = np.full((len(answers), n_labels), np.nan)
+    for row, answer in zip(scores, answers, strict=True):
+        if answer.logprobs is not None:
+            row[:] = answer.logprobs
+    bad = ~np.isfinite(scores).all(axis=1)
+    scores[bad] = -np.log(n_labels)
+    return np.ma.MaskedArray(scores, mask=np.repeat(bad[:, None], n_labels, axis=1))
+
+
+def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end from sync code, in a thread of its own where a loop already runs here."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(asyncio.run(coroutine))
+        except BaseException as error:  # handed to the caller's thread
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="promptfed-sync")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -1,0 +1,117 @@
+"""Foundation models wrapped around a foundation model: Budgeted(Metered(Retrying(Pooled(EmbeddedFM(...)))))."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from promptfed.errors import BudgetError
+from promptfed.fm.base import BaseFM
+from promptfed.ledger import Ledger
+from promptfed.types import Capability, FMRequest, FMResponse
+
+
+class _Wrapper(BaseFM):
+    def __init__(self, inner: BaseFM) -> None:
+        self._inner = inner
+
+    @property
+    def fm_id(self) -> str:
+        return self._inner.fm_id
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return self._inner.capabilities
+
+
+class Metered(_Wrapper):
+    """Books every call of one client in the ledger, under the phase that is on."""
+
+    def __init__(self, inner: BaseFM, ledger: Ledger, client_id: str) -> None:
+        super().__init__(inner)
+        self._ledger, self._client_id = ledger, client_id
+
+    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        account = self._ledger.account(self._client_id)
+        answers = await self._inner.complete(requests)
+        for answer in answers:
+            account.add_answer(answer)
+        return answers
+
+
+class Budgeted(_Wrapper):
+    """Refuses calls beyond ``grant``, the number of calls that the current task may make. None is made in part."""
+
+    def __init__(self, inner: BaseFM) -> None:
+        super().__init__(inner)
+        self.grant = 0
+
+    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        if len(requests) > self.grant:
+            raise BudgetError(f"{len(requests)} FM calls wanted, {self.grant} granted; none was made")
+        self.grant -= len(requests)
+        return await self._inner.complete(requests)
+
+
+class Retrying(_Wrapper):
+    """Asks again for items that failed, up to ``attempts`` times in all, waiting ``wait_s`` times 1, 2, 4, ..."""
+
+    def __init__(self, inner: BaseFM, *, attempts: int = 3, wait_s: float = 0.5) -> None:
+        super().__init__(inner)
+        self._attempts, self._wait_s = attempts, wait_s
+
+    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        answers = await self._inner.complete(requests)
+        for attempt in range(1, self._attempts):
+            failed = [i for i, answer in enumerate(answers) if answer.error is not None]
+            if not failed:
+                break
+            await asyncio.sleep(self._wait_s * 2 ** (attempt - 1))
+            for i, answer in zip(failed, await self._inner.complete([requests[i] for i in failed]), strict=True):
+                answers[i] = answer
+        return answers
+
+
+class Pooled(_Wrapper):
+    """Joins what clients ask in the same turn of the event loop into one batch for a provider that they share.
+
+    Waiting clients are gathered until no new request came in for a few turns; the engine sorts what it gets, so the
+    answers do not depend on the order of arrival.
+    """
+
+    QUIET_TURNS = 3
+
+    def __init__(self, inner: BaseFM) -> None:
+        super().__init__(inner)
+        self._waiting: list[tuple[Sequence[FMRequest], asyncio.Future[list[FMResponse]]]] = []
+        self._gathering: asyncio.Task[None] | None = None
+
+    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        future: asyncio.Future[list[FMResponse]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((requests, future))
+        if self._gathering is None or self._gathering.done():
+            self._gathering = asyncio.create_task(self._gather())
+        return await future
+
+    async def _gather(self) -> None:
+        while self._waiting:
+            seen, quiet = len(self._waiting), 0
+            while quiet < self.QUIET_TURNS:
+                await asyncio.sleep(0)
+                quiet = quiet + 1 if len(self._waiting) == seen else 0
+                seen = len(self._waiting)
+            batch, self._waiting = self._waiting, []
+            try:
+                answers = await self._inner.complete([r for requests, _ in batch for r in requests])
+            except BaseException as error:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+                continue
+            start = 0
+            for requests, future in batch:
+                if not future.done():
+                    future.set_result(answers[start : start + len(requests)])
+                start += len(requests)

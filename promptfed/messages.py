@@ -1,0 +1,287 @@
+"""What crosses between the federation server and a client, and how it is written on the wire.
+
+Every message is a frozen dataclass, packed with msgpack (numbers as 32-bit floats) and checked field by field when it
+is read, so a malformed message is a `WireError` and never half a message. No task asks for a text and no reply carries
+one: see the table in docs/boundaries.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal
+
+import msgpack
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from promptfed.errors import PromptfedError, WireError
+from promptfed.ledger import Phase
+from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.template import PromptTemplate
+from promptfed.types import LabelRequest, TextRequest
+
+# ---------------------------------------------------------------- tasks: server to client
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """Say how many texts you hold and which labels occur."""
+
+    kind: Literal["join"] = "join"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """Let the FM write. The prompts hold public text only."""
+
+    requests: tuple[TextRequest, ...]
+    kind: Literal["write"] = "write"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weigh:
+    """Let the FM say how likely words are after public text."""
+
+    requests: tuple[LabelRequest, ...]
+    kind: Literal["weigh"] = "weigh"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """Let your domain model read these public or FM-written texts."""
+
+    texts: tuple[str, ...]
+    kind: Literal["vote"] = "vote"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Score ``sets`` of ``prompts`` (tuples of indices) on your texts [0, stop).
+
+    Texts are numbered in the client's own shuffled order. Answers that the client has are not asked for again, so a set
+    of prompts that were scored before costs no FM call.
+    """
+
+    prompts: tuple[PromptTemplate, ...]
+    sets: tuple[tuple[int, ...], ...]
+    stop: int
+    kind: Literal["score"] = "score"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Sums of the centred label scores of ``prompts`` over the texts that all of them were scored on."""
+
+    prompts: tuple[PromptTemplate, ...]
+    kind: Literal["moments"] = "moments"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Newton:
+    """Your part of one Newton step of the pooled calibration at (weights, bias)."""
+
+    prompts: tuple[PromptTemplate, ...]
+    weights: tuple[float, ...]
+    bias: tuple[float, ...]
+    kind: Literal["newton"] = "newton"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """Take the tuned prompt: fit your own calibration and stacker on it, and keep them."""
+
+    prompt: PromptSet
+    kind: Literal["adopt"] = "adopt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitHead:
+    """One FedAvg round of the domain models' linear heads. Empty ``head``: start from zero."""
+
+    head: tuple[float, ...]
+    kind: Literal["fit_head"] = "fit_head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluate:
+    """Measure one arm on your held-out texts. ``prompt`` and ``head`` where the arm needs them."""
+
+    arm: str
+    prompt: PromptSet | None = None
+    head: tuple[float, ...] = ()
+    kind: Literal["evaluate"] = "evaluate"
+
+
+TaskBody = Join | Write | Weigh | Vote | Score | Moments | Newton | Adopt | FitHead | Evaluate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A task for one client in one round. ``grant`` is how many FM calls it may make."""
+
+    round: int
+    client_id: str
+    phase: Phase
+    grant: int
+    body: Annotated[TaskBody, Field(discriminator="kind")]
+
+
+# ---------------------------------------------------------------- replies: client to server
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    n_train: int
+    n_test: int
+    labels: tuple[str, ...]
+    n_dropped: int
+    kind: Literal["joined"] = "joined"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """One text a request; empty where the FM failed."""
+
+    texts: tuple[str, ...]
+    kind: Literal["written"] = "written"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """Log-probabilities of the labels, one row a request; an empty row where the FM failed."""
+
+    logprobs: tuple[tuple[float, ...], ...]
+    kind: Literal["weighed"] = "weighed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Votes:
+    """The domain model's probability of each label for each text, in 255ths, row by row."""
+
+    n_labels: int
+    shares: bytes
+    kind: Literal["votes"] = "votes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Bounded sums over ``n`` texts for each set: of the score (in [0, 1], higher is better), and of the difference to
+    the first set, plain and squared."""
+
+    n: int
+    total: tuple[float, ...]
+    diff: tuple[float, ...]
+    diff_sq: tuple[float, ...]
+    kind: Literal["scored"] = "scored"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MomentSums:
+    """Flat (J, K) sums of centred scores and of their squares over ``n`` texts."""
+
+    n: int
+    total: tuple[float, ...]
+    squares: tuple[float, ...]
+    kind: Literal["moment_sums"] = "moment_sums"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewtonPart:
+    """Loss, gradient (J+K,) and flat Hessian of the negative log-likelihood, summed over ``n`` texts."""
+
+    n: int
+    loss: float
+    gradient: tuple[float, ...]
+    hessian: tuple[float, ...]
+    kind: Literal["newton_part"] = "newton_part"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopted:
+    n_calibration: int
+    kind: Literal["adopted"] = "adopted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """Flat weights of a linear head, and how many texts it was fitted on."""
+
+    n: int
+    weights: tuple[float, ...]
+    kind: Literal["head"] = "head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """Per metric: the value on ``n`` texts and its bootstrap standard error."""
+
+    n: int
+    values: Mapping[str, float]
+    errors: Mapping[str, float]
+    calls_per_prediction: float
+    kind: Literal["evaluated"] = "evaluated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The client could not do the task. ``reason`` is an exception's class, never its text."""
+
+    reason: str
+    kind: Literal["failed"] = "failed"
+
+
+ReplyBody = Joined | Written | Weighed | Votes | Scored | MomentSums | NewtonPart | Adopted | Head | Evaluated | Failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    round: int
+    client_id: str
+    fm_calls: int
+    body: Annotated[ReplyBody, Field(discriminator="kind")]
+
+
+# ---------------------------------------------------------------- codec
+
+_CONFIG = ConfigDict(extra="forbid")
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {Task: TypeAdapter(Task), Reply: TypeAdapter(Reply)}
+
+
+def encode(message: Task | Reply) -> bytes:
+    """The message as bytes on the wire."""
+    packed: bytes = msgpack.packb(_plain(message), use_single_float=True)
+    return packed
+
+
+def decode_task(data: bytes) -> Task:
+    """Raises `WireError` unless ``data`` is a whole, valid task."""
+    task: Task = _decode(data, Task)
+    return task
+
+
+def decode_reply(data: bytes) -> Reply:
+    """Raises `WireError` unless ``data`` is a whole, valid reply."""
+    reply: Reply = _decode(data, Reply)
+    return reply
+
+
+def _decode(data: bytes, kind: type) -> Any:
+    try:
+        return _ADAPTERS[kind].validate_python(msgpack.unpackb(data, use_list=False))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise WireError(f"not a {kind.__name__}: {first['msg']} at {where or 'the top'}") from None
+    except (ValueError, TypeError, PromptfedError, msgpack.UnpackException) as error:
+        raise WireError(f"not a {kind.__name__}: {type(error).__name__} while unpacking {len(data)} bytes") from None
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts, recursively; everything else as msgpack takes it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return value

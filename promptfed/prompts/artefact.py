@@ -1,0 +1,67 @@
+"""The shared result of a run: a weighted set of prompts with a pooled calibration, versioned and content-hashed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from promptfed.errors import DataError, PromptfedError
+from promptfed.prompts.template import PromptTemplate, content_hash
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSet:
+    """``logits = sum_j weights[j] * centred label scores of prompts[j] + bias``; labels in the order of ``labels``."""
+
+    labels: tuple[str, ...]
+    prompts: tuple[PromptTemplate, ...]
+    weights: tuple[float, ...]
+    bias: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.prompts or len(self.weights) != len(self.prompts):
+            raise DataError(f"a prompt set needs one weight a prompt; got {len(self.weights)} for {len(self.prompts)}")
+        if len(self.bias) != len(self.labels) or any(len(p.words) != len(self.labels) for p in self.prompts):
+            raise DataError(f"a prompt set for {len(self.labels)} labels needs that many biases and label words")
+
+    @property
+    def prompt_id(self) -> str:
+        """Content hash; the name under which a prompt is cited."""
+        return content_hash(asdict(self), 16)
+
+    def best_single(self) -> PromptSet:
+        """The prompt with the largest weight, alone. Its calibration has to be fitted anew."""
+        best = max(range(len(self.prompts)), key=lambda j: self.weights[j])
+        return PromptSet(labels=self.labels, prompts=(self.prompts[best],), weights=(1.0,), bias=(0.0,) * len(self.labels))
+
+    def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
+        """Write prompt.json. ``about`` is stored beside it and not hashed (method, seed, FM)."""
+        record = {"schema_version": SCHEMA_VERSION, "prompt_id": self.prompt_id, **asdict(self), "about": about or {}}
+        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> PromptSet:
+        """Read prompt.json; raises `DataError` if it is missing, of another version or changed by hand."""
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            version, claimed = record["schema_version"], record["prompt_id"]
+            if version != SCHEMA_VERSION:
+                raise DataError(f"{path}: schema_version {version}; this promptfed reads {SCHEMA_VERSION}")
+            keys: Sequence[str] = ("labels", "prompts", "weights", "bias")
+            loaded: PromptSet = TypeAdapter(cls).validate_python({k: record[k] for k in keys})
+        except OSError as error:
+            raise DataError(f"{path}: can't be read ({error.strerror})") from None
+        except PromptfedError:
+            raise
+        except (ValueError, KeyError, TypeError, ValidationError) as error:
+            raise DataError(f"{path}: not a prompt.json ({type(error).__name__})") from None
+        if loaded.prompt_id != claimed:
+            raise DataError(f"{path}: the content is {loaded.prompt_id} but the file says {claimed}; it was changed")
+        return loaded

@@ -1,0 +1,1 @@
+"""Server-side methods, one file each, named for its paper; `base` is what they share."""

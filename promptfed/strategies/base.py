@@ -1,0 +1,252 @@
+"""What a prompt-federation method is, and the standard client tasks as steps it is written from.
+
+A method is a generator (docs/adr/0001): it yields `Round`s of client tasks and is sent the replies. It does no I/O,
+reads no clock and draws from generators seeded by the federation alone, so it is a pure function of the replies it
+was sent: a run resumes by sending the recorded replies again, and "what if client 3 had not been there" is a replay.
+
+    class MyMethod:
+        name, needs = "my_method", frozenset({Capability.LABEL_LOGPROBS})
+
+        def run(self, federation: Federation) -> Steps[PromptSet]:
+            session = Session(federation)
+            standings = yield from session.score(prompts, singles(prompts), stop=20)
+            best = ...
+            return (yield from session.calibrate([best]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from promptfed.prompts.calibration import Calibration, NewtonSums, newton_step, prior
+from promptfed.errors import RunError
+from promptfed.messages import (
+    Moments,
+    MomentSums,
+    Newton,
+    NewtonPart,
+    Reply,
+    Score,
+    Scored,
+    TaskBody,
+    Vote,
+    Votes,
+    Weigh,
+    Weighed,
+    Write,
+    Written,
+)
+from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.template import PromptTemplate
+from promptfed.types import Capability, FloatArray, LabelRequest, TextRequest
+
+T = TypeVar("T")
+Replies = Mapping[str, Reply]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """Tasks by client, each with the number of FM calls it may make at most."""
+
+    name: str
+    tasks: Mapping[str, TaskBody]
+    grants: Mapping[str, int] = field(default_factory=dict)
+
+
+Steps = Generator[Round, Replies, T]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Federation:
+    """What a method may know. ``clients`` maps ids to their number of training texts."""
+
+    clients: Mapping[str, int]
+    labels: tuple[str, ...]
+    words: tuple[str, ...]
+    instruction: str
+    public: tuple[str, ...]
+    max_fm_calls: int
+    max_prompts: int
+    seed: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    log: Callable[[str, Mapping[str, Any]], None] = lambda kind, data: None
+
+    def rng(self, *stream: int) -> np.random.Generator:
+        """A generator of its own for each ``stream``."""
+        return np.random.default_rng(np.random.SeedSequence([self.seed, *stream]))
+
+
+class Strategy(Protocol):
+    """A method. ``needs`` is checked before the first call."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> frozenset[Capability]: ...
+
+    def run(self, federation: Federation) -> Steps[PromptSet]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a set of prompts did over ``n`` texts: mean score in [0, 1] (higher is better), its paired difference to the
+    first set of the same round, and that difference's standard error."""
+
+    n: int
+    score: float
+    diff: float
+    diff_se: float
+
+
+def singles(prompts: Sequence[PromptTemplate]) -> tuple[tuple[int, ...], ...]:
+    """Each prompt as a set of its own."""
+    return tuple((i,) for i in range(len(prompts)))
+
+
+class Session:
+    """The standard client tasks, and what they have cost so far. Reservations are upper bounds: ``left`` counts the
+    calls that may still be granted."""
+
+    def __init__(self, federation: Federation) -> None:
+        self.federation = federation
+        self.left = federation.max_fm_calls
+        self._scored: dict[tuple[str, str], int] = {}  # (prompt_id, client) -> texts scored
+
+    def cost(self, prompts: Sequence[PromptTemplate], stop: int, clients: Sequence[str] | None = None) -> int:
+        """FM calls that `score` would be granted."""
+        return sum(self._cost(prompts, stop, c) for c in clients or self.federation.clients)
+
+    def _cost(self, prompts: Sequence[PromptTemplate], stop: int, client: str) -> int:
+        stop = min(stop, self.federation.clients[client])
+        return sum(max(0, stop - self._scored.get((p.prompt_id, client), 0)) for p in prompts)
+
+    def write(self, requests: Sequence[TextRequest]) -> Steps[list[str]]:
+        """What the FM wrote, in order; the requests are dealt out to the clients in contiguous runs."""
+        clients = list(self.federation.clients)
+        parts = [list(map(int, part)) for part in np.array_split(np.arange(len(requests)), len(clients))]
+        dealt = {c: part for c, part in zip(clients, parts, strict=True) if part}
+        replies = yield self._round(
+            "write",
+            {c: Write(requests=tuple(requests[i] for i in part)) for c, part in dealt.items()},
+            {c: len(part) for c, part in dealt.items()},
+        )
+        written = [""] * len(requests)
+        for client, reply in replies.items():
+            if isinstance(reply.body, Written):
+                for i, text in zip(dealt[client], reply.body.texts, strict=True):
+                    written[i] = text
+        return written
+
+    def weigh(self, openings: Sequence[str], words: Sequence[str]) -> Steps[FloatArray]:
+        """Log-probability of each word after each opening, shape (n_openings, n_words), normalised over the words."""
+        clients = list(self.federation.clients)
+        dealt = {c: part for i, c in enumerate(clients) if (part := list(openings[i :: len(clients)]))}
+        labels = tuple(" " + word for word in words)
+        tasks = {
+            c: Weigh(requests=tuple(LabelRequest(prefix="", text=o, suffix="", labels=labels) for o in part))
+            for c, part in dealt.items()
+        }
+        replies = yield self._round("weigh", tasks, {c: len(part) for c, part in dealt.items()})
+        out = np.full((len(openings), len(words)), -np.log(max(len(words), 1)))
+        for client, reply in replies.items():
+            if isinstance(reply.body, Weighed):
+                for opening, row in zip(dealt[client], reply.body.logprobs, strict=True):
+                    if row:
+                        out[list(openings).index(opening)] = row
+        return out
+
+    def vote(self, texts: Sequence[str]) -> Steps[FloatArray]:
+        """Mean label probabilities that the clients' domain models give ``texts``, shape (n, n_labels)."""
+        replies = yield self._round("vote", {c: Vote(texts=tuple(texts)) for c in self.federation.clients})
+        votes = [
+            np.frombuffer(r.body.shares, dtype=np.uint8).reshape(-1, r.body.n_labels) / 255.0
+            for r in replies.values()
+            if isinstance(r.body, Votes)
+        ]
+        if not votes:
+            raise RunError("no client voted; at least one domain model is needed")
+        return np.asarray(np.mean(votes, axis=0), dtype=np.float64)
+
+    def score(
+        self,
+        prompts: Sequence[PromptTemplate],
+        sets: Sequence[tuple[int, ...]],
+        stop: int,
+        clients: Sequence[str] | None = None,
+    ) -> Steps[list[Standing]]:
+        """Standings of ``sets`` of ``prompts`` on each client's texts [0, stop), summed over clients."""
+        asked = list(clients or self.federation.clients)
+        body = Score(prompts=tuple(prompts), sets=tuple(sets), stop=stop)
+        grants = {c: self._cost(prompts, stop, c) for c in asked}
+        replies = yield self._round("score", dict.fromkeys(asked, body), grants)
+        for client in asked:
+            reached = min(stop, self.federation.clients[client])
+            for p in prompts:
+                key = (p.prompt_id, client)
+                self._scored[key] = max(reached, self._scored.get(key, 0))
+        parts = [r.body for r in replies.values() if isinstance(r.body, Scored)]
+        n = sum(p.n for p in parts)
+        if n == 0:
+            raise RunError("no client scored any text; at least one text is needed")
+        total, diff, diff_sq = (
+            np.sum([getattr(p, name) for p in parts], axis=0) / n for name in ("total", "diff", "diff_sq")
+        )
+        spread = np.sqrt(np.maximum(diff_sq - diff**2, 0.0) / n)
+        return [
+            Standing(n=n, score=float(t), diff=float(d), diff_se=float(s))
+            for t, d, s in zip(total, diff, spread, strict=True)
+        ]
+
+    def calibrate(
+        self, prompts: Sequence[PromptTemplate], *, strength: float = 4.0, steps: int = 3
+    ) -> Steps[PromptSet]:
+        """Weigh and calibrate scored ``prompts`` together, over all clients, by federated Newton steps; no FM call."""
+        n_labels = len(self.federation.labels)
+        shape = (len(prompts), n_labels)
+        everyone = self.federation.clients
+        replies = yield self._round("moments", dict.fromkeys(everyone, Moments(prompts=tuple(prompts))))
+        moment_parts = [r.body for r in replies.values() if isinstance(r.body, MomentSums)]
+        n = sum(p.n for p in moment_parts)
+        total, squares = (
+            np.sum([np.reshape(getattr(p, name), shape) for p in moment_parts], axis=0) for name in ("total", "squares")
+        )
+        start = at = prior(n, total, squares)
+        for _ in range(steps):
+            body = Newton(prompts=tuple(prompts), weights=at.weights, bias=at.bias)
+            replies = yield self._round("newton", dict.fromkeys(everyone, body))
+            parts = [_newton_sums(r.body) for r in replies.values() if isinstance(r.body, NewtonPart)]
+            if not parts:
+                raise RunError("no client took part in the calibration; at least one is needed")
+            pooled = parts[0]
+            for part in parts[1:]:
+                pooled = pooled + part
+            at = newton_step(pooled, at, start, strength)
+        return self.prompt_set(prompts, at)
+
+    def prompt_set(self, prompts: Sequence[PromptTemplate], calibration: Calibration) -> PromptSet:
+        return PromptSet(
+            labels=self.federation.labels,
+            prompts=tuple(prompts),
+            weights=calibration.weights,
+            bias=calibration.bias,
+        )
+
+    def _round(self, name: str, tasks: Mapping[str, TaskBody], grants: Mapping[str, int] | None = None) -> Round:
+        granted = dict(grants or {})
+        self.left -= sum(granted.values())
+        return Round(name=name, tasks=dict(tasks), grants=granted)
+
+
+def _newton_sums(part: NewtonPart) -> NewtonSums:
+    size = len(part.gradient)
+    return NewtonSums(
+        n=part.n,
+        loss=part.loss,
+        gradient=np.array(part.gradient),
+        hessian=np.reshape(part.hessian, (size, size)),
+    )

@@ -1,0 +1,55 @@
+"""Baselines as methods: prompts that are given, not searched for, scored on some texts so that they can be calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from promptfed.errors import ConfigError
+from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.grammar import Draft
+from promptfed.prompts.template import PromptTemplate
+from promptfed.strategies.base import Federation, Session, Steps, singles
+from promptfed.types import Capability
+
+MANUAL_INSTRUCTION = "Classify the sentiment of the text as positive or negative."
+MANUAL_EXEMPLARS = (("I loved it.", "positive"), ("It was awful.", "negative"))
+
+
+class Given:
+    """Score given prompts on each client's first ``n_texts`` texts, then weigh and calibrate them together."""
+
+    name = "given"
+    needs = frozenset({Capability.LABEL_LOGPROBS})
+
+    def __init__(self, prompts: Sequence[PromptTemplate], n_texts: int) -> None:
+        self._prompts, self._n_texts = tuple(prompts), n_texts
+
+    def run(self, federation: Federation) -> Steps[PromptSet]:
+        session = Session(federation)
+        yield from session.score(self._prompts, singles(self._prompts), self._n_texts)
+        return (yield from session.calibrate(self._prompts))
+
+
+def zero_shot_prompt(federation: Federation) -> PromptTemplate:
+    """The person's instruction and an empty form: what a first try without any tuning looks like."""
+    return Draft(
+        instruction=federation.instruction, fields=("Text", "Label"), exemplars=(), words=federation.words
+    ).template()
+
+
+def manual_prompt(federation: Federation, given: str | None) -> PromptTemplate:
+    """The hand-written few-shot prompt: ``given``, or the project's own for positive/negative sentiment."""
+    if given is not None:
+        return PromptTemplate(text=given, words=federation.words)
+    index = {label: k for k, label in enumerate(federation.labels)}
+    if set(index) != {"negative", "positive"}:
+        raise ConfigError(
+            "evaluation.baselines has manual_few_shot, but there is no hand-written prompt for the labels "
+            f"{', '.join(federation.labels)}; give one in evaluation.manual_prompt or leave the baseline out"
+        )
+    return Draft(
+        instruction=MANUAL_INSTRUCTION,
+        fields=("Text", "Sentiment"),
+        exemplars=tuple((text, index[label]) for text, label in MANUAL_EXEMPLARS),
+        words=federation.words,
+    ).template()

