@@ -57,7 +57,10 @@ HEAD_ITERATIONS = 5
 
 
 class Client:
-    """One organisation. ``folder`` is its own: calibration, stacker and per-text results stay there."""
+    """One organisation. ``folder`` is its own: calibration, stacker and per-text results stay there.
+
+    ``public_encoder`` reads public texts only, so simulated clients may share what it remembers.
+    """
 
     def __init__(
         self,
@@ -66,6 +69,7 @@ class Client:
         fm: BaseFM,
         encoder: Encoder,
         *,
+        public_encoder: Encoder | None = None,
         seed: int,
         folder: Path | None = None,
     ) -> None:
@@ -74,6 +78,7 @@ class Client:
         self._fm = Budgeted(fm)
         self._seed = seed
         self._encoder = encoder
+        self._public_encoder = public_encoder or encoder
         self.scores = ScoreStore(data.train)
         self._domain: LinearDomainModel | None = None
         self.arms = Arms(data, self.scores, len(labels), encoder, self.domain_model)
@@ -141,7 +146,7 @@ class Client:
                 return await self._evaluate(task.body)
 
     def _vote(self, task: Vote) -> Votes:
-        proba = self.domain_model().predict_proba(task.texts)
+        proba = self.domain_model().head.predict_proba(self._public_encoder.encode(task.texts))
         return Votes(n_labels=proba.shape[1], shares=np.rint(proba * 255).astype(np.uint8).tobytes())
 
     async def _score(self, task: Score) -> Scored:

@@ -162,6 +162,7 @@ class Simulation:
         self._provider = Retrying(Pooled(self.fm))
         self._encoders = {d.client_id: RememberingEncoder(shared) for d in inputs.clients}
         self._shared_encoder = shared
+        self._public_encoder = RememberingEncoder(shared)
         self.ledger = Ledger()
         self.events = EventLog(folder / "events.jsonl" if folder else None, tuple(listeners))
         self._arms: dict[str, dict[str, Evaluated]] = {}
@@ -259,6 +260,7 @@ class Simulation:
                 self.inputs.labels,
                 Metered(self._provider, self.ledger, d.client_id),
                 self._encoders.get(d.client_id) or RememberingEncoder(self._shared_encoder),
+                public_encoder=self._public_encoder,
                 seed=self.config.seed,
                 folder=folder,
             )

@@ -11,7 +11,7 @@ import asyncio
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -114,10 +114,10 @@ class EmbeddedFM(BaseFM):
                 start += n
                 if label is None:
                     # The vocabulary's normaliser cancels over the labels: only the label rows are projected.
-                    columns = self._model.head[torch.tensor([t[0] for t in labels[i]])].float()
+                    columns = self._model.head[[t[0] for t in labels[i]]].float()
                     partial[i] = (rows[0] @ columns.T).double().numpy()
                 else:
-                    logp = (rows @ self._model.head.float().T).log_softmax(dim=-1)
+                    logp = (rows @ self._head.T).log_softmax(dim=-1)
                     total = float(logp[torch.arange(n), torch.tensor(label)].double().sum())
                     partial.setdefault(i, np.full(len(labels[i]), np.nan))[k] = total
         for n_answer, (i, logits) in enumerate(sorted(partial.items())):
@@ -142,7 +142,7 @@ class EmbeddedFM(BaseFM):
         while live:
             # The few written tokens are computed again at each step: cheaper than it sounds, and nothing to manage.
             states = self._model.hidden([[tokens[-1], *written[i]] for i in live], shared, [1] * len(live))
-            logits = (states.float() @ self._model.head.float().T).double().numpy()
+            logits = (states.float() @ self._head.T).double().numpy()
             going = []
             for i, row in zip(live, logits, strict=True):
                 request = requests[i]
@@ -161,7 +161,12 @@ class EmbeddedFM(BaseFM):
                     going.append(i)
             live = going
 
-    @property
+    @cached_property
+    def _head(self) -> torch.Tensor:
+        """The whole output projection in float32 (113 MB): made when the full vocabulary is first needed."""
+        return self._model.head.float()
+
+    @cached_property
     def _stop_tokens(self) -> set[int]:
         ends = (self._tokenizer.token_to_id(t) for t in ("<|endoftext|>", "<|im_end|>", "</s>"))
         return {t for t in ends if t is not None}
@@ -187,7 +192,8 @@ def _draw(logits: FloatRow, request: TextRequest, rng: np.random.Generator) -> i
     """The next token: greedy, or one draw from the nucleus (Holtzman et al., ICLR 2020)."""
     if request.temperature <= 0:
         return int(logits.argmax())
-    top = np.argpartition(-logits, NUCLEUS_LIMIT)[:NUCLEUS_LIMIT]
+    limit = min(NUCLEUS_LIMIT, len(logits) - 1)
+    top = np.argpartition(-logits, limit)[:limit]
     top = top[np.lexsort((top, -logits[top]))]
     z = logits[top] / request.temperature
     mass = np.exp(z - z.max())

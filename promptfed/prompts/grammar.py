@@ -122,6 +122,12 @@ def edit(draft: Draft, materials: Materials, rng: np.random.Generator) -> Draft:
     return replace(draft, exemplars=tuple(draft.exemplars[i] for i in order))
 
 
+def similarity(a: Draft, b: Draft) -> float:
+    """Share of parts that two drafts have in common, in [0, 1]: fields, words, and exemplars by overlap."""
+    both, either = set(a.exemplars) & set(b.exemplars), set(a.exemplars) | set(b.exemplars)
+    return ((a.fields == b.fields) + (a.words == b.words) + (len(both) / len(either) if either else 1.0)) / 3.0
+
+
 def _replace_label(draft: Draft, label: int, theirs: Sequence[tuple[str, int]]) -> Draft:
     queue = list(theirs)
     kept = []

@@ -34,6 +34,7 @@ from promptfed.prompts.grammar import (
     crossover,
     edit,
     random_draft,
+    similarity,
     usable_exemplar,
 )
 from promptfed.prompts.template import PromptTemplate
@@ -41,14 +42,18 @@ from promptfed.strategies.base import Federation, Session, Standing, Steps, sing
 from promptfed.types import Capability, FloatArray, TextRequest
 
 # Shares of max_fm_calls. What a stage leaves over goes to the last one, which scores the chosen set on more texts.
-WRITE_SHARE, FIRST_SHARE, VARY_SHARE, SECOND_SHARE, THIRD_SHARE = 0.05, 0.34, 0.12, 0.18, 0.13
+WRITE_SHARE, FIRST_SHARE, VARY_SHARE, SECOND_SHARE, THIRD_SHARE = 0.03, 0.32, 0.12, 0.20, 0.14
 # Texts, over all clients, that decide the first heat: about 25 tell a hopeless prompt from a fair one.
 FIRST_TEXTS = 25
 N_SECOND, N_THIRD = 10, 5
-# How many of the best-voted texts of a label may become exemplars, and how long they may be.
-N_EXEMPLARS, EXEMPLAR_WORDS = 16, 6
-# Words of the vocabulary that the domain models vote on, and how many a label keeps.
-MAX_VOCABULARY, N_WORDS = 600, 8
+# What the domain models vote on at most, how many words a label keeps to be framed, and how many as label words.
+MAX_CORPUS, MAX_VOCABULARY, N_SHORTLIST, N_WORDS = 600, 1200, 40, 5
+# Exemplars a label: framed words, and whole texts (public or written) of a few words.
+N_FRAMED, N_LOOSE, EXEMPLAR_WORDS = 10, 5, 6
+# Log-odds of a vote that one nat of the FM's log-probability, or one word less, makes up for.
+FLUENCY, SHORTNESS = 0.5, -0.5
+# Score that a draft gives up for being like one that is kept already: about one standard deviation between drafts.
+DIVERSITY = 0.02
 # Public texts shown to the FM as examples of form (not of label) when it writes.
 N_STYLE = 4
 
@@ -82,20 +87,19 @@ class Race:
             children = vary(pool.best(max(3, n_first // 4)), materials, rng, part, known=pool)
             yield from self._heat(session, pool, children, first_stop)
 
-        stop = first_stop
-        for n_keep, share in ((N_SECOND, SECOND_SHARE), (N_THIRD, THIRD_SHARE)):
-            survivors = pool.best(n_keep)
-            stop += max(1, int(budget * share) // (len(survivors) * n_clients))
-            pool = _Pool()
-            yield from self._heat(session, pool, survivors, stop)
+        survivors = pool.diverse(N_SECOND)
+        stop = first_stop + max(1, int(budget * SECOND_SHARE) // (len(survivors) * n_clients))
+        yield from self._heat(session, pool, survivors, stop)
+        ranked = yield from rank_sets(session, [d.template() for d in survivors], stop)
+        finalists = members(ranked, N_THIRD)
 
-        finalists = [draft.template() for draft in pool.best(N_THIRD)]
-        chosen = yield from choose_set(session, finalists, stop)
+        stop += max(1, int(budget * THIRD_SHARE) // (len(finalists) * n_clients))
+        ranked = yield from rank_sets(session, finalists, stop)
+        chosen = ranked[0]
         more = session.left // (len(chosen) * n_clients)
         if more:
             yield from session.score(chosen, singles(chosen), stop + more)
-        tuned = yield from session.calibrate(chosen)
-        return tuned
+        return (yield from session.calibrate(chosen))
 
     def _heat(self, session: Session, pool: _Pool, drafts: Sequence[Draft], stop: int) -> Steps[None]:
         """Score ``drafts`` on texts [0, stop) of every client and add them to the pool."""
@@ -135,6 +139,19 @@ class _Pool:
     def best(self, n: int) -> list[Draft]:
         return sorted(self._entries, key=lambda d: -self._entries[d].score)[:n]
 
+    def diverse(self, n: int) -> list[Draft]:
+        """``n`` good drafts that are not alike: each costs up to `DIVERSITY` for what it shares with one before it."""
+        kept: list[Draft] = []
+        left = self.best(len(self._entries))
+        while left and len(kept) < n:
+            best = max(
+                left,
+                key=lambda d: self._entries[d].score - DIVERSITY * max((similarity(d, k) for k in kept), default=0.0),
+            )
+            left.remove(best)
+            kept.append(best)
+        return kept
+
     def leader(self) -> tuple[Draft, Standing]:
         draft = self.best(1)[0]
         return draft, self._entries[draft]
@@ -149,32 +166,27 @@ def gather(session: Session, rng: np.random.Generator, max_calls: int) -> Steps[
     public = [t for t in federation.public if usable_exemplar(t, max_words=EXEMPLAR_WORDS)]
     written = yield from session.write(writing_requests(federation, public, rng, max_calls - len(FRAMES)))
 
-    # Words of public and written text that the domain models take for a label, and that the FM finds natural.
-    vocabulary = frequent_words([*federation.public, *written], MAX_VOCABULARY)
-    by_label: Sequence[Sequence[int]] = [[] for _ in federation.labels]
-    if vocabulary:
-        votes = yield from session.vote(vocabulary)
-        by_label = top_by_label(votes, np.zeros(len(vocabulary)), N_WORDS * 3)
-    shortlist = [i for mine in by_label for i in mine]
-    fluency = np.zeros((len(FRAMES), len(vocabulary)))
-    if shortlist:
-        fluency[:, shortlist] = yield from session.weigh(FRAMES, [vocabulary[i] for i in shortlist])
-    taken = {word.lower() for word in federation.words}
-    other_words = []
-    framed = []
-    for label, mine in enumerate(by_label):
-        worth = {i: _logit(votes[i, label]) + fluency[:, i].max() for i in mine if vocabulary[i] not in taken}
-        best = sorted(worth, key=lambda i: -worth[i])[:N_WORDS]
-        other_words.append(tuple(vocabulary[i] for i in best))
-        framed += [f"{frame} {vocabulary[i]}." for i in best for frame in FRAMES]
+    by_label = yield from indicative_words(session, [*federation.public, *written])
+    shortlist = list(dict.fromkeys(word for mine in by_label for word in mine))
 
-    # Short texts, from all three sources; the shorter of two that are voted alike goes first.
-    texts = list(dict.fromkeys([*framed, *clean_texts([*written, *public], federation.words)]))
-    exemplars: tuple[tuple[str, ...], ...] = tuple(() for _ in federation.labels)
-    if texts:
-        votes = yield from session.vote(texts)
-        handicap = -0.5 * np.array([len(text.split()) for text in texts])
-        exemplars = tuple(tuple(texts[i] for i in mine) for mine in top_by_label(votes, handicap, N_EXEMPLARS))
+    # "It was awful." for every frame and word: voted for by the domain models, and natural to the FM.
+    framed = {word: [f"{frame} {word}." for frame in FRAMES] for word in shortlist}
+    loose = clean_texts([*written, *public], federation.words)
+    texts = [*(text for word in shortlist for text in framed[word]), *loose]
+    fluency = np.zeros((len(FRAMES), 0))
+    if shortlist:
+        fluency = yield from session.weigh(FRAMES, [f"{word}." for word in shortlist])
+    votes = (yield from session.vote(texts)) if texts else np.zeros((0, len(federation.labels)))
+    n_framed = fluency.size
+    natural = np.concatenate([FLUENCY * fluency.T.ravel(), [SHORTNESS * len(text.split()) for text in loose]])
+    exemplars, other_words = [], []
+    for label in range(len(federation.labels)):
+        worth = np.where(votes.argmax(axis=1) == label, _logit(votes[:, label]) + natural, -np.inf)
+        best = [int(i) for i in np.argsort(-worth, kind="stable") if np.isfinite(worth[i])]
+        best_framed, best_loose = [i for i in best if i < n_framed], [i for i in best if i >= n_framed]
+        exemplars.append(tuple(texts[i] for i in (*best_framed[:N_FRAMED], *best_loose[:N_LOOSE])))
+        words = dict.fromkeys(shortlist[i // len(FRAMES)] for i in best_framed)
+        other_words.append(tuple(w for w in words if w not in federation.words)[:N_WORDS])
     federation.log(
         "materials",
         {
@@ -187,7 +199,7 @@ def gather(session: Session, rng: np.random.Generator, max_calls: int) -> Steps[
         # A person's instruction is drawn twice as often as none.
         instructions=(federation.instruction, federation.instruction, "") if federation.instruction else ("",),
         fields=FIELDS,
-        exemplars=exemplars,
+        exemplars=tuple(exemplars),
         words=federation.words,
         other_words=tuple(other_words),
     )
@@ -230,20 +242,33 @@ def clean_texts(written: Sequence[str], words: Sequence[str]) -> list[str]:
     ]
 
 
-def frequent_words(texts: Sequence[str], n: int) -> list[str]:
-    """The ``n`` lower-case words of three letters or more that stand in most texts."""
-    counts = Counter(word for text in texts for word in set(re.findall(r"[a-z]{3,}", text.lower())))
-    return sorted(counts, key=lambda word: (-counts[word], word))[:n]
+def indicative_words(session: Session, corpus: Sequence[str]) -> Steps[list[list[str]]]:
+    """For each label, up to `N_SHORTLIST` words of public or written text that stand for it.
 
-
-def top_by_label(votes: FloatArray, handicap: FloatArray, n: int) -> list[list[int]]:
-    """For each label the ``n`` rows voted for it that have the largest log-odds plus ``handicap``, best first."""
-    out = []
-    for label in range(votes.shape[1]):
-        worth = _logit(votes[:, label]) + handicap
-        order = np.argsort(-worth, kind="stable")
-        out.append([int(i) for i in order if votes[i].argmax() == label][:n])
-    return out
+    A word's worth is the log-odds of the domain models' vote on the word itself plus twice the gain in log-odds of
+    their votes on the texts that hold it: the first knows meaning, the second keeps function words out.
+    """
+    n_labels = len(session.federation.labels)
+    corpus = list(dict.fromkeys(text for text in corpus if text.strip()))[:MAX_CORPUS]
+    holds = [set(re.findall(r"[a-z]{3,}", text.lower())) for text in corpus]
+    counts = Counter(word for words in holds for word in words)
+    vocabulary = sorted(counts, key=lambda word: (-counts[word], word))[:MAX_VOCABULARY]
+    if not vocabulary:
+        return [[] for _ in range(n_labels)]
+    votes = yield from session.vote([*vocabulary, *corpus])
+    of_words, of_texts = votes[: len(vocabulary)], votes[len(vocabulary) :]
+    base = of_texts.mean(axis=0)
+    index = {word: i for i, word in enumerate(vocabulary)}
+    # Mean vote of the texts that hold a word, with two more texts of the average kind.
+    mean = np.tile(2.0 * base, (len(vocabulary), 1))
+    for words, vote in zip(holds, of_texts, strict=True):
+        mean[[index[word] for word in words if word in index]] += vote
+    mean /= 2.0 + np.array([counts[word] for word in vocabulary])[:, None]
+    worth = _logit(of_words) + 2.0 * (_logit(mean) - _logit(base))
+    order = np.argsort(-worth, axis=0, kind="stable")
+    return [
+        [vocabulary[i] for i in order[:, label] if worth[i].argmax() == label][:N_SHORTLIST] for label in range(n_labels)
+    ]
 
 
 def _logit(p: FloatArray) -> FloatArray:
@@ -284,15 +309,35 @@ def distinct(drafts: Sequence[Draft]) -> list[Draft]:
 # ------------------------------------------------------------------------------------------------ choosing
 
 
-def choose_set(session: Session, finalists: Sequence[PromptTemplate], stop: int) -> Steps[list[PromptTemplate]]:
-    """The set of at most ``max_prompts`` finalists with the best combined score; its best single prompt comes first.
+def rank_sets(
+    session: Session, prompts: Sequence[PromptTemplate], stop: int
+) -> Steps[list[list[PromptTemplate]]]:
+    """All sets of at most ``max_prompts`` of ``prompts``, best combined score first; in a set, the best prompt first.
 
-    All sets are scored, from label scores that the clients have: no FM call is made.
+    Prompts are scored on texts [0, stop) where they are not yet; a set costs no call beyond that, since the clients
+    combine label scores that they have.
     """
-    most = min(session.federation.max_prompts, len(finalists))
-    sets = [s for size in range(1, most + 1) for s in combinations(range(len(finalists)), size)]
-    standings = yield from session.score(finalists, sets, stop)
+    federation = session.federation
+    most = min(federation.max_prompts, len(prompts))
+    sets = [s for size in range(1, most + 1) for s in combinations(range(len(prompts)), size)]
+    standings = yield from session.score(prompts, sets, stop)
     score = {s: standing.score for s, standing in zip(sets, standings, strict=True)}
-    best = max(sets, key=lambda s: score[s])
-    session.federation.log("set", {"n_sets": len(sets), "score": score[best], "best_single": max(score[(i,)] for i in best)})
-    return [finalists[i] for i in sorted(best, key=lambda i: -score[(i,)])]
+    ranked = sorted(sets, key=lambda s: -score[s])
+    best = ranked[0]
+    federation.log(
+        "sets",
+        {
+            "fm_calls": federation.max_fm_calls - session.left,
+            "n_sets": len(sets),
+            "n_texts": standings[0].n,
+            "best_score": score[best],
+            "best_single": max(score[(i,)] for i in range(len(prompts))),
+            "prompts": [prompts[i].text for i in best],
+        },
+    )
+    return [[prompts[i] for i in sorted(s, key=lambda i: -score[(i,)])] for s in ranked]
+
+
+def members(ranked: Sequence[Sequence[PromptTemplate]], n: int) -> list[PromptTemplate]:
+    """The first ``n`` different prompts that occur in sets, best set first."""
+    return list(dict.fromkeys(prompt for s in ranked for prompt in s))[:n]
