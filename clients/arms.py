@@ -1,4 +1,4 @@
-"""How one client predicts: each arm of an evaluation, from the tuned prompt alone to prompt and domain model together."""
+"""How one client predicts: the arms of an evaluation, from a prompt alone to prompt and domain model together."""
 
 from __future__ import annotations
 

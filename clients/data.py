@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,10 +40,12 @@ class ClientData:
 Rows = list[tuple[str, str, str]]  # client, text, label
 
 
-def read_rows(path: Path, *, client_column: str, text_column: str, label_column: str, client: str | None = None) -> Rows:
-    """Rows (client, text, label) of a CSV file in UTF-8. ``client`` stands in for a missing client column.
+def read_rows(
+    path: Path, *, client_column: str, text_column: str, label_column: str, client: str | None = None
+) -> Rows:
+    """Rows (client, text, label) of a CSV file in UTF-8, gzipped if it ends in .gz.
 
-    Raises `DataError` that names the file and the row or column, never a text.
+    ``client`` stands in for a missing client column. Raises `DataError` that names file and row or column, never a text.
     """
     wanted = [text_column, label_column] + ([client_column] if client is None else [])
     rows: Rows = []
@@ -64,12 +68,14 @@ def read_texts(path: Path, *, text_column: str) -> list[str]:
 def _records(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """(row number, record) of every row; the header is row 1."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.reader(file))
+        packed = path.read_bytes()
+        text = (gzip.decompress(packed) if path.suffix == ".gz" else packed).decode("utf-8-sig")
+        lines = list(csv.reader(io.StringIO(text, newline="")))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror})") from None
+    except (OSError, EOFError) as error:
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise DataError(f"{path}: can't be read ({why})") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
     except csv.Error as error:

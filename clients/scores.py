@@ -71,6 +71,4 @@ class ScoreStore:
 
 def brier_score(proba: FloatArray, labels: IntArray) -> FloatArray:
     """1 - Brier/2 of each text: 1 for a sure right answer, 0 for a sure wrong one. ``proba`` (n, K)."""
-    return 1.0 - ((proba - np.eye(proba.shape[1])[labels]) ** 2).sum(axis=1) / 2.0
-
-
+    return np.asarray(1.0 - ((proba - np.eye(proba.shape[1])[labels]) ** 2).sum(axis=1) / 2.0)

@@ -32,7 +32,9 @@ class Comparison:
 def compare(a: PerText, b: PerText, *, seed: int = 0, n_resamples: int = 4000) -> Comparison:
     """Compare ``a`` with ``b``. Both give, for each client, the same texts in the same order."""
     if set(a) != set(b) or not a:
-        raise DataError(f"the two sides have clients {', '.join(sorted(a))} and {', '.join(sorted(b))}; expected the same")
+        raise DataError(
+            f"the two sides have clients {', '.join(sorted(a))} and {', '.join(sorted(b))}; expected the same"
+        )
     rng = np.random.default_rng(seed)
     means_a, means_b, draws = [], [], []
     n_texts = 0
@@ -79,7 +81,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _per_text(values: FloatArray) -> FloatArray:
-    return np.atleast_2d(np.asarray(values, dtype=np.float64)).mean(axis=0)
+    return np.asarray(np.atleast_2d(np.asarray(values, dtype=np.float64)).mean(axis=0))
 
 
 def _resampled_means(x: FloatArray, rng: np.random.Generator, n_resamples: int) -> FloatArray:

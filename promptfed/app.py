@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ SCHEMA_VERSION = 1
 TUNED_ARMS = ("fm", "fm_pooled", "fm_single", "fm_dm", "dm_local")
 # Texts a client that calibrate the hand-written prompt: as many as the tuned prompts typically get.
 MANUAL_CALIBRATION_TEXTS = 60
+# Tokens of a prompt with two short exemplars; for estimates only.
+PROMPT_TOKENS = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +130,47 @@ def _read_labelled(config: Config) -> tuple[Rows, Rows]:
     return train, test
 
 
+def expected_calls(config: Config, inputs: Inputs | None = None) -> int:
+    """FM calls of the whole run at most: tuning, evaluation and baselines."""
+    return sum(_calls_by_phase(config, inputs or read_inputs(config)).values())
+
+
+def estimate(config: Config) -> dict[str, Any]:
+    """Calls, tokens, minutes and money of a run, from the data's lengths and the FM's speed on made-up text."""
+    inputs = read_inputs(config)
+    texts = [t for d in inputs.clients for t in (*d.train.texts, *d.test.texts)]
+    n_tokens = int(np.mean([len(t) for t in texts]) / 4) + PROMPT_TOKENS
+    fm = load_fm(config.fm.scorer)
+    sample = ["word " * max(1, n_tokens - PROMPT_TOKENS)] * 32
+    fm.score_labels("Text: {text}\nLabel:", sample[:4], list(inputs.words))
+    start = perf_counter()
+    fm.score_labels("Text: {text}\nLabel:", sample, list(inputs.words))
+    per_call = (perf_counter() - start) / len(sample)
+    phases = {
+        phase: {"fm_calls": n, "tokens": n * n_tokens, "minutes": n * per_call / 60, "usd": 0.0}
+        for phase, n in _calls_by_phase(config, inputs).items()
+    }
+    basis = (
+        f"At {1 / per_call:.0f} calls a second ({fm.fm_id}) and about {n_tokens} tokens a call; "
+        "an embedded FM costs nothing but time."
+    )
+    return {"phases": phases, "basis": basis}
+
+
+def _calls_by_phase(config: Config, inputs: Inputs) -> dict[str, int]:
+    n_test = sum(len(d.test) for d in inputs.clients)
+    budget, size = config.budget.max_fm_calls, config.method.max_prompts
+    cost = {
+        "zero_shot": n_test,
+        "manual_few_shot": n_test + sum(min(MANUAL_CALIBRATION_TEXTS, len(d.train)) for d in inputs.clients),
+        "dm_fedavg": 0,
+        "local_only": budget + size * n_test,
+        "centralised": budget + size * n_test,
+    }
+    baselines = sum(cost[name] for name in config.evaluation.baselines) if n_test else 0
+    return {"tuning": budget, "evaluation": size * n_test, "baselines": baselines}
+
+
 @dataclass(slots=True)
 class Fleet:
     """Clients and the server that reaches them."""
@@ -171,10 +215,19 @@ class Simulation:
         """Tune, adopt, evaluate, compare with the baselines, write the run folder."""
         if self.folder is not None:
             (self.folder / "config.toml").write_text(dump_toml(self.config), encoding="utf-8")
+        self._public_encoder.encode(["A text."])  # an encoder that can't be loaded stops the run here, by name
         fleet = self._fleet(self.inputs.clients, "tuning")
-        self.events.add("start", {"method": self.method.name, "seed": self.config.seed, "clients": fleet.ids,
-                                  "max_fm_calls": self.config.budget.max_fm_calls, "fm": self.fm.fm_id,
-                                  "transport": "in-process simulation"})
+        self.events.add(
+            "start",
+            {
+                "method": self.method.name,
+                "seed": self.config.seed,
+                "clients": fleet.ids,
+                "max_fm_calls": self.config.budget.max_fm_calls,
+                "fm": self.fm.fm_id,
+                "transport": "in-process simulation",
+            },
+        )
         joined = await fleet.server.drive(join(fleet.ids), "tuning", 0)
         n_test = {c: j.n_test for c, j in joined.items()}
         federation = self._federation({c: j.n_train for c, j in joined.items()})
@@ -196,18 +249,24 @@ class Simulation:
             task = Evaluate(arm=arm, prompt=None if arm == "dm_local" else used)
             await self._measure(fleet, dict.fromkeys(fleet.ids, task), n_test, "evaluation")
 
-    async def _measure(self, fleet: Fleet, tasks: Mapping[str, Evaluate], n_test: Mapping[str, int], phase: Any) -> None:
+    async def _measure(
+        self, fleet: Fleet, tasks: Mapping[str, Evaluate], n_test: Mapping[str, int], phase: Any
+    ) -> None:
         arm = next(iter(tasks.values())).arm
         measured = await fleet.server.drive(evaluate(tasks, n_test), phase, 10**9)
         self._arms.setdefault(arm, {}).update(measured)
-        self.events.add("arm", {"arm": arm, PRIMARY: float(np.mean([e.values[PRIMARY] for e in self._arms[arm].values()]))})
+        self.events.add(
+            "arm", {"arm": arm, PRIMARY: float(np.mean([e.values[PRIMARY] for e in self._arms[arm].values()]))}
+        )
 
     async def _baselines(self, federation: Federation, n_test: Mapping[str, int]) -> None:
         for name in self.config.evaluation.baselines:
             fleet = self._fleet(self.inputs.clients, name)
             if name == "zero_shot":
                 raw = _raw(federation, zero_shot_prompt(federation))
-                await self._measure(fleet, dict.fromkeys(fleet.ids, Evaluate(arm=name, prompt=raw)), n_test, "baselines")
+                await self._measure(
+                    fleet, dict.fromkeys(fleet.ids, Evaluate(arm=name, prompt=raw)), n_test, "baselines"
+                )
             elif name == "manual_few_shot":
                 by_hand = manual_prompt(federation, self.config.evaluation.manual_prompt)
                 n_calls = MANUAL_CALIBRATION_TEXTS * len(fleet.ids)
@@ -230,22 +289,25 @@ class Simulation:
         share = federation.max_fm_calls // len(fleet.ids)
         for client in fleet.ids:
             alone = replace(
-                federation, clients={client: federation.clients[client]}, max_fm_calls=share, log=lambda kind, data: None
+                federation,
+                clients={client: federation.clients[client]},
+                max_fm_calls=share,
+                log=_silent,
             )
-            tasks[client] = Evaluate(
-                arm="local_only", prompt=await self._tune(fleet, self.method, alone, "baselines")
-            )
+            tasks[client] = Evaluate(arm="local_only", prompt=await self._tune(fleet, self.method, alone, "baselines"))
         await self._measure(fleet, tasks, n_test, "baselines")
 
     async def _centralised(self, fleet: Fleet, federation: Federation, n_test: Mapping[str, int]) -> None:
         """All texts in one place, the same number of calls; then each client calibrates on its own texts' scores."""
         pooled, rows = _pool(self.inputs.clients)
         centre = self._fleet([pooled], "centralised-tuning")
-        central = replace(federation, clients={pooled.client_id: len(pooled.train)}, log=lambda kind, data: None)
+        central = replace(federation, clients={pooled.client_id: len(pooled.train)}, log=_silent)
         prompt = await self._tune(centre, self.method, central, "baselines")
         for client_id, client in fleet.clients.items():
             client.scores.adopt(centre.clients[pooled.client_id].scores, rows[client_id])
-        await self._measure(fleet, dict.fromkeys(fleet.ids, Evaluate(arm="centralised", prompt=prompt)), n_test, "baselines")
+        await self._measure(
+            fleet, dict.fromkeys(fleet.ids, Evaluate(arm="centralised", prompt=prompt)), n_test, "baselines"
+        )
 
     # -------------------------------------------------------------------------------------------- wiring
 
@@ -315,11 +377,13 @@ class Simulation:
         return Result(prompt=prompt, summary=summary, folder=self.folder)
 
 
+def _silent(_kind: str, _data: Mapping[str, Any]) -> None:
+    """A method that runs as a baseline tells the event log nothing of its own."""
+
+
 def _raw(federation: Federation, prompt: Any) -> PromptSet:
     """A single prompt as it is, without calibration."""
-    return PromptSet(
-        labels=federation.labels, prompts=(prompt,), weights=(1.0,), bias=(0.0,) * len(federation.labels)
-    )
+    return PromptSet(labels=federation.labels, prompts=(prompt,), weights=(1.0,), bias=(0.0,) * len(federation.labels))
 
 
 def _pool(clients: Sequence[ClientData]) -> tuple[ClientData, dict[str, Any]]:

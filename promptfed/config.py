@@ -87,7 +87,7 @@ Baseline = Literal["zero_shot", "manual_few_shot", "local_only", "dm_fedavg", "c
 
 
 class Evaluation(_Section):
-    """``[evaluation]``: what the tuned prompt is compared with. ``manual_prompt`` is a raw prompt with one {text} slot."""
+    """``[evaluation]``: the baselines. ``manual_prompt`` is a raw prompt with one {text} slot."""
 
     baselines: tuple[Baseline, ...] = ("zero_shot", "manual_few_shot")
     manual_prompt: str | None = None
@@ -122,7 +122,7 @@ class Config(_Section):
 
 
 def load_config(source: Path | Mapping[str, Any] | Config, overrides: Sequence[str] = ()) -> Config:
-    """Read and check a configuration: a TOML file, a mapping as TOML would give, or a `Config`. Raises `ConfigError`."""
+    """Read and check a TOML file, a mapping as TOML would give, or a `Config`. Raises `ConfigError`."""
     if isinstance(source, Config):
         raw: dict[str, Any] = source.model_dump(exclude_none=True)
         base, where = Path(), "configuration"
@@ -156,7 +156,13 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+        escaped = (
+            value.replace("\\", "\\\\")
+            .replace('"', '\\"')
+            .replace("\n", "\\n")
+            .replace("\t", "\\t")
+            .replace("\r", "\\r")
+        )
         return f'"{escaped}"'
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
@@ -200,7 +206,7 @@ def _explain(error: Any) -> str:
         close = get_close_matches(str(error["loc"][-1]), fields, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(fields)}"
         return f"unknown key {where!r}{hint}"
-    message = error["msg"].removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ")
     if not where:
         return message
     return f"{where} = {error['input']!r}: {message}"
@@ -212,7 +218,11 @@ def _fields_at(location: Sequence[Any]) -> list[str]:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
-        inner = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, BaseModel)]
+        inner = [
+            a
+            for a in (annotation, *getattr(annotation, "__args__", ()))
+            if isinstance(a, type) and issubclass(a, BaseModel)
+        ]
         if not inner:
             return []
         model = inner[0]
@@ -224,7 +234,5 @@ def _rebased(config: Config, base: Path) -> Config:
         return None if path is None else (base / path.expanduser()).resolve()
 
     data = config.data.model_copy(update={k: absolute(getattr(config.data, k)) for k in ("train", "test", "public")})
-    clients = tuple(
-        c.model_copy(update={"train": absolute(c.train), "test": absolute(c.test)}) for c in config.clients
-    )
+    clients = tuple(c.model_copy(update={"train": absolute(c.train), "test": absolute(c.test)}) for c in config.clients)
     return config.model_copy(update={"data": data, "clients": clients})

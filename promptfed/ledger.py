@@ -77,7 +77,9 @@ class Ledger:
                 **asdict(self.total(phase)),
                 "wall_s": round(self._wall_s[phase], 3),
                 "by_client": {
-                    client: asdict(account) for (booked, client), account in sorted(self._accounts.items()) if booked == phase
+                    client: asdict(account)
+                    for (booked, client), account in sorted(self._accounts.items())
+                    if booked == phase
                 },
             }
             for phase in PHASES

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +89,14 @@ class FoundationModel(Protocol):
 
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
         """Answer every request, in order. Failures of single items are values."""
+        ...
+
+
+class LabelScorer(Protocol):
+    """What `PromptSet.predict` needs of a foundation model: every `promptfed.load_fm` model has it."""
+
+    def score_labels(self, prompt: Any, texts: Sequence[str]) -> np.ma.MaskedArray[Any, Any]:
+        """Log-probabilities (n, n_labels) of a template's label words; failed rows are masked."""
         ...
 
 

@@ -30,7 +30,9 @@ class Checkpoint:
             return None
         saved = msgpack.unpackb(path.read_bytes())
         if saved["tasks"] != dict(tasks):
-            raise DataError(f"{path}: belongs to another configuration; choose another folder or start anew with --force")
+            raise DataError(
+                f"{path}: belongs to another configuration; choose another folder or start anew with --force"
+            )
         replies: dict[str, bytes] = saved["replies"]
         return replies
 

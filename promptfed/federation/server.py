@@ -43,9 +43,8 @@ class Server:
                 while True:
                     wanted = sum(round_.grants.values())
                     if granted + wanted > max_fm_calls:
-                        raise BudgetError(
-                            f"round {round_.name!r} wants {wanted} FM calls; {max_fm_calls - granted} of {max_fm_calls} are left"
-                        )
+                        left = f"{max_fm_calls - granted} of {max_fm_calls} are left"
+                        raise BudgetError(f"round {round_.name!r} wants {wanted} FM calls; {left}")
                     replies = await self.exchange(round_, phase)
                     granted += sum(r.fm_calls for r in replies.values())
                     round_ = steps.send(replies)
@@ -93,6 +92,7 @@ class Server:
                 "name": round_.name,
                 "n_clients": len(tasks),
                 "fm_calls": sum(r.fm_calls for r in decoded.values()),
+                "tokens": self._ledger.total(phase).prompt_tokens + self._ledger.total(phase).completion_tokens,
                 "bytes_up": sum(map(len, replies.values())),
                 "bytes_down": sum(map(len, tasks.values())),
                 "failures": failures,

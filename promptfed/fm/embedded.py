@@ -164,7 +164,8 @@ class EmbeddedFM(BaseFM):
     @cached_property
     def _head(self) -> torch.Tensor:
         """The whole output projection in float32 (113 MB): made when the full vocabulary is first needed."""
-        return self._model.head.float()
+        head: torch.Tensor = self._model.head.float()
+        return head
 
     @cached_property
     def _stop_tokens(self) -> set[int]:

@@ -73,9 +73,7 @@ class PackedLlama:
             raise ConfigError(f"the embedded engine knows plain rotary embeddings; the model asks for {rope}")
         theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)  # type: ignore[arg-type]
         half = self.head_dim // 2
-        angles = torch.outer(
-            torch.arange(self.context).float(), theta ** -(torch.arange(half).float() / half)
-        )
+        angles = torch.outer(torch.arange(self.context).float(), theta ** -(torch.arange(half).float() / half))
         # rotate_half(x) * sin is written as swap(x) * sin', with the sign folded into sin'.
         cos = torch.cat([angles.cos(), angles.cos()], dim=-1)
         sin = torch.cat([-angles.sin(), angles.sin()], dim=-1)
@@ -152,4 +150,5 @@ class PackedLlama:
             normed = F.rms_norm(x, (x.shape[-1],), layer.norm2, self._eps)
             gate, up = F.linear(normed, layer.gate_up).chunk(2, dim=-1)
             x = x + F.linear(F.silu(gate) * up, layer.down)
-        return F.rms_norm(x, (x.shape[-1],), self._final_norm, self._eps)
+        final: Tensor = F.rms_norm(x, (x.shape[-1],), self._final_norm, self._eps)
+        return final

@@ -53,9 +53,7 @@ class ScriptedFM(BaseFM):
         if isinstance(request, TextRequest):
             rng = np.random.default_rng([request.seed, *_hash(request.prompt)])
             text = str(rng.choice(self._phrases))
-            return FMResponse(
-                text=text, prompt_tokens=len(request.prompt.split()), completion_tokens=len(text.split())
-            )
+            return FMResponse(text=text, prompt_tokens=len(request.prompt.split()), completion_tokens=len(text.split()))
         logits = np.asarray(self._rule(request), dtype=np.float64)
         logp = logits - np.logaddexp.reduce(logits)
         n_prompt = len(request.prefix.split()) + len(request.text.split())

@@ -8,17 +8,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from promptfed.errors import DataError, PromptfedError
+from promptfed.prompts.calibration import Calibration
 from promptfed.prompts.template import PromptTemplate, content_hash
+from promptfed.types import LabelScorer
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """The most probable label and all label probabilities. ``label`` is None where the FM failed."""
+
+    label: str | None
+    proba: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSet:
-    """``logits = sum_j weights[j] * centred label scores of prompts[j] + bias``; labels in the order of ``labels``."""
+    """``logits = sum_j weights[j] * centred label scores of prompts[j] + bias``, in the order of ``labels``.
+
+    The prompt that is best by itself comes first.
+    """
 
     labels: tuple[str, ...]
     prompts: tuple[PromptTemplate, ...]
@@ -37,9 +51,30 @@ class PromptSet:
         return content_hash(asdict(self), 16)
 
     def best_single(self) -> PromptSet:
-        """The prompt with the largest weight, alone. Its calibration has to be fitted anew."""
-        best = max(range(len(self.prompts)), key=lambda j: self.weights[j])
-        return PromptSet(labels=self.labels, prompts=(self.prompts[best],), weights=(1.0,), bias=(0.0,) * len(self.labels))
+        """The first prompt, which scored best by itself, alone. Its calibration has to be fitted anew."""
+        return PromptSet(labels=self.labels, prompts=self.prompts[:1], weights=(1.0,), bias=(0.0,) * len(self.labels))
+
+    def predict(
+        self, texts: Sequence[str], *, fm: LabelScorer, calibration: Calibration | None = None
+    ) -> list[Prediction]:
+        """One `Prediction` a text. ``calibration`` is a client's own; the pooled one is the default.
+
+        Costs one FM call a text and prompt. A text that the FM failed on has ``label`` None.
+        """
+        masked = np.ma.stack([fm.score_labels(p, texts) for p in self.prompts], axis=1)
+        used = calibration or Calibration(weights=self.weights, bias=self.bias)
+        if len(used.weights) != len(self.prompts) or len(used.bias) != len(self.labels):
+            raise DataError(f"the calibration is for {len(used.weights)} prompts, the set has {len(self.prompts)}")
+        failed = np.atleast_1d(np.ma.getmaskarray(masked).any(axis=(1, 2)))
+        proba = used.predict_proba(np.asarray(masked.data))
+        return [
+            Prediction(label=None, proba={})
+            if bad
+            else Prediction(
+                label=self.labels[int(row.argmax())], proba=dict(zip(self.labels, map(float, row), strict=True))
+            )
+            for row, bad in zip(proba, failed, strict=True)
+        ]
 
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
         """Write prompt.json. ``about`` is stored beside it and not hashed (method, seed, FM)."""
@@ -47,8 +82,12 @@ class PromptSet:
         path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> PromptSet:
-        """Read prompt.json; raises `DataError` if it is missing, of another version or changed by hand."""
+    def load(cls, path: Path | str) -> PromptSet:
+        """Read prompt.json, or the one in a run folder; raises `DataError` if it is missing, of another version or
+        changed by hand."""
+        path = Path(path)
+        if path.is_dir():
+            path = path / "prompt.json"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             version, claimed = record["schema_version"], record["prompt_id"]

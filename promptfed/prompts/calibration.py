@@ -17,7 +17,6 @@ sending sums of gradients and Hessians (`sums`), never a text or its score.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +40,8 @@ class Calibration:
 
     def logits(self, scores: FloatArray) -> FloatArray:
         """Combined logits, shape (n, K), of ``scores`` (n, J, K)."""
-        return np.einsum("j,njk->nk", np.asarray(self.weights), centre(scores)) + np.asarray(self.bias)
+        combined = np.einsum("j,njk->nk", np.asarray(self.weights), centre(scores))
+        return np.asarray(combined + np.asarray(self.bias))
 
     def predict_proba(self, scores: FloatArray) -> FloatArray:
         """Label probabilities, shape (n, K)."""
@@ -68,7 +68,7 @@ class NewtonSums:
 
 def centre(scores: FloatArray) -> FloatArray:
     """Subtract each source's mean over labels. Shape (n, J, K) in and out."""
-    return scores - scores.mean(axis=2, keepdims=True)
+    return np.asarray(scores - scores.mean(axis=2, keepdims=True))
 
 
 def moments(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -96,14 +96,12 @@ def batch_calibration(scores: FloatArray) -> Calibration:
 def sums(scores: FloatArray, labels: IntArray, at: Calibration) -> NewtonSums:
     """What one client adds to a Newton step at ``at``. ``scores`` (n, J, K), ``labels`` (n,)."""
     c = centre(scores)
-    n, n_sources, n_labels = c.shape
+    n, _, n_labels = c.shape
     logp = log_softmax(at.logits(scores), axis=1)
     p = np.exp(logp)
     onehot = np.eye(n_labels)[labels]
     # The design of text i is D_i = [c_i^T | I], shape (K, J+K), so that logits_i = D_i @ (weights, bias).
-    design = np.concatenate(
-        [c.transpose(0, 2, 1), np.broadcast_to(np.eye(n_labels), (n, n_labels, n_labels))], axis=2
-    )
+    design = np.concatenate([c.transpose(0, 2, 1), np.broadcast_to(np.eye(n_labels), (n, n_labels, n_labels))], axis=2)
     gradient = np.einsum("nk,nkd->d", p - onehot, design)
     mean = np.einsum("nk,nkd->nd", p, design)
     hessian = np.einsum("nk,nkd,nke->de", p, design, design, optimize=True) - mean.T @ mean
@@ -153,11 +151,3 @@ def cross_fitted_proba(
         rest = fit(scores[~held], labels[~held], towards=start, strength=strength)
         out[held] = rest.predict_proba(scores[held])
     return out
-
-
-def mean_calibration(parts: Sequence[Calibration]) -> Calibration:
-    """The plain mean of several calibrations of the same shape."""
-    return Calibration(
-        weights=tuple(np.mean([p.weights for p in parts], axis=0).tolist()),
-        bias=tuple(np.mean([p.bias for p in parts], axis=0).tolist()),
-    )

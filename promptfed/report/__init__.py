@@ -1,1 +1,1 @@
-"""The report."""
+"""The run report: one HTML page that stands alone, made from a run folder by `promptfed.report.build.build_report`."""

