@@ -53,10 +53,8 @@ class Arms:
         self._test = ScoreStore(data.test)
 
     def calibrate(self, prompt: PromptSet) -> Calibration:
-        """The client's own bias and weights, held to the pooled ones (to batch calibration for a single prompt)."""
+        """The client's own bias and weights, held to the pooled ones."""
         scores, labels, _ = self._train.get(prompt.prompts)
-        if len(prompt.prompts) == 1 and not any(prompt.bias):
-            return fit(scores, labels, strength=CALIBRATION_STRENGTH)
         pooled = Calibration(weights=prompt.weights, bias=prompt.bias)
         return fit(scores, labels, towards=pooled, strength=CALIBRATION_STRENGTH)
 

@@ -24,6 +24,7 @@ from promptfed.fm.decorators import Budgeted
 from promptfed.messages import (
     Adopt,
     Adopted,
+    Ask,
     Evaluate,
     Evaluated,
     Failed,
@@ -31,7 +32,6 @@ from promptfed.messages import (
     Head,
     Join,
     Joined,
-    Moments,
     MomentSums,
     Newton,
     NewtonPart,
@@ -49,7 +49,7 @@ from promptfed.messages import (
     decode_task,
     encode,
 )
-from promptfed.prompts.calibration import Calibration, moments, sums
+from promptfed.prompts.calibration import Calibration, mix, moments, sums
 from promptfed.types import Encoder
 
 # Local epochs of one FedAvg round, as L-BFGS iterations.
@@ -128,14 +128,15 @@ class Client:
                 return Weighed(logprobs=tuple(answer.logprobs or () for answer in answers))
             case Vote():
                 return self._vote(task.body)
-            case Score():
-                return await self._score(task.body)
-            case Moments():
-                scores, _, _ = self.scores.get(task.body.prompts)
+            case Ask():
+                await self.scores.ask(self._fm, task.body.prompts, task.body.stop or 0)
+                scores, _, _ = self.scores.get(task.body.prompts, task.body.stop)
                 total, squares = moments(scores)
                 return MomentSums(n=len(scores), total=_flat(total), squares=_flat(squares))
+            case Score():
+                return self._score(task.body)
             case Newton():
-                scores, labels, _ = self.scores.get(task.body.prompts)
+                scores, labels, _ = self.scores.get(task.body.prompts, task.body.stop)
                 part = sums(scores, labels, Calibration(weights=task.body.weights, bias=task.body.bias))
                 return NewtonPart(n=part.n, loss=part.loss, gradient=_flat(part.gradient), hessian=_flat(part.hessian))
             case Adopt():
@@ -149,9 +150,16 @@ class Client:
         proba = self.domain_model().head.predict_proba(self._public_encoder.encode(task.texts))
         return Votes(n_labels=proba.shape[1], shares=np.rint(proba * 255).astype(np.uint8).tobytes())
 
-    async def _score(self, task: Score) -> Scored:
-        await self.scores.ask(self._fm, task.prompts, task.stop)
-        per_set = np.array([self.scores.proper_scores([task.prompts[i] for i in s], task.stop) for s in task.sets])
+    def _score(self, task: Score) -> Scored:
+        bias = np.reshape(task.bias, (len(task.prompts), len(self.labels)))
+        per_set = np.array(
+            [
+                self.scores.proper_scores(
+                    [task.prompts[i] for i in s], task.stop, mix([(task.weights[i], bias[i]) for i in s])
+                )
+                for s in task.sets
+            ]
+        )
         diff = per_set - per_set[0]
         return Scored(
             n=per_set.shape[1],

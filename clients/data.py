@@ -45,7 +45,7 @@ def read_rows(
 ) -> Rows:
     """Rows (client, text, label) of a CSV file in UTF-8, gzipped if it ends in .gz.
 
-    ``client`` stands in for a missing client column. Raises `DataError` that names file and row or column, never a text.
+    ``client`` stands in for a missing client column. Raises `DataError` naming file and row or column, never a text.
     """
     wanted = [text_column, label_column] + ([client_column] if client is None else [])
     rows: Rows = []

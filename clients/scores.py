@@ -8,7 +8,7 @@ import numpy as np
 
 from clients.data import Labelled
 from promptfed.fm.base import BaseFM, as_scores
-from promptfed.prompts.calibration import cross_fitted_proba
+from promptfed.prompts.calibration import Calibration, cross_fitted_proba
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import FloatArray, IntArray
 
@@ -51,10 +51,10 @@ class ScoreStore:
         rows = np.flatnonzero(np.isfinite(scores).all(axis=(1, 2)))
         return scores[rows], self.data.labels[rows], rows
 
-    def proper_scores(self, prompts: Sequence[PromptTemplate], stop: int) -> FloatArray:
-        """1 - Brier/2 of each text under cross-fitted calibration, in [0, 1], higher is better."""
+    def proper_scores(self, prompts: Sequence[PromptTemplate], stop: int, pooled: Calibration) -> FloatArray:
+        """1 - Brier/2 of each text, in [0, 1], higher is better, under calibration cross-fitted from ``pooled``."""
         scores, labels, rows = self.get(prompts, stop)
-        value = brier_score(cross_fitted_proba(scores, labels), labels) if len(rows) else np.zeros(0)
+        value = brier_score(cross_fitted_proba(scores, labels, towards=pooled), labels) if len(rows) else np.zeros(0)
         failed = np.max([self._failed[p.prompt_id][rows] for p in prompts], axis=0)
         return np.where(failed > 0, 0.0, value)
 

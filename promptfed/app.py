@@ -17,7 +17,7 @@ from clients.data import ClientData, Labelled, Rows, assemble, read_rows, read_t
 from clients.partition import dirichlet
 from evaluators.metrics import PRIMARY
 from promptfed.config import Config, dump_toml, load_config
-from promptfed.errors import ConfigError, DataError
+from promptfed.errors import ConfigError, DataError, UserError
 from promptfed.federation.checkpoint import Checkpoint
 from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, join, summarise
 from promptfed.federation.events import EventLog, Listener
@@ -29,6 +29,7 @@ from promptfed.ledger import Ledger
 from promptfed.messages import Evaluate, Evaluated
 from promptfed.prompts.artefact import PromptSet
 from promptfed.registry import load_fm, load_method
+from promptfed.report.build import build_report
 from promptfed.strategies.base import Federation, Strategy
 from promptfed.strategies.baselines import Given, manual_prompt, zero_shot_prompt
 from promptfed.types import Encoder
@@ -81,21 +82,27 @@ def run(
     the configured ones.
     """
     checked = load_config(Path(config) if isinstance(config, str) else config)
-    folder = prepare_folder(Path(out), force) if out is not None else None
+    folder = Path(out) if out is not None else None
+    if folder is not None:
+        check_folder(folder, force)
     simulation = Simulation(checked, read_inputs(checked), folder, listeners, fm=fm, encoder=encoder)
-    return run_sync(simulation.run())
+    try:
+        return run_sync(simulation.run())
+    except UserError:
+        # Nothing was paid for yet: leave no folder behind that the next try would have to replace.
+        if folder is not None and simulation.ledger.total("tuning").fm_calls == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
-def prepare_folder(out: Path, force: bool) -> Path:
-    """Make the run folder. Raises `ConfigError` if it exists and ``force`` is off; only a run folder is replaced."""
-    if out.exists():
-        if not force:
-            raise ConfigError(f"{out} exists; choose another folder or give --force to replace it")
-        if any(out.iterdir()) and not (out / "config.toml").is_file():
-            raise ConfigError(f"{out} is not a run folder (no config.toml); --force would delete it, so choose another")
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    return out
+def check_folder(out: Path, force: bool) -> None:
+    """Raises `ConfigError` if ``out`` exists and ``force`` is off; with it, only a run folder may be replaced."""
+    if not out.exists():
+        return
+    if not force:
+        raise ConfigError(f"{out} exists; choose another folder or give --force to replace it")
+    if not out.is_dir() or (any(out.iterdir()) and not (out / "config.toml").is_file()):
+        raise ConfigError(f"{out} is not a run folder (no config.toml); --force would delete it, so choose another")
 
 
 def read_inputs(config: Config) -> Inputs:
@@ -214,6 +221,9 @@ class Simulation:
     async def run(self) -> Result:
         """Tune, adopt, evaluate, compare with the baselines, write the run folder."""
         if self.folder is not None:
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True)
             (self.folder / "config.toml").write_text(dump_toml(self.config), encoding="utf-8")
         self._public_encoder.encode(["A text."])  # an encoder that can't be loaded stops the run here, by name
         fleet = self._fleet(self.inputs.clients, "tuning")
@@ -234,7 +244,8 @@ class Simulation:
         prompt = await self._tune(fleet, self.method, federation)
         await fleet.server.drive(adopt(fleet.ids, prompt), "tuning", 0)
         if any(n_test.values()):
-            await self._evaluate(fleet, prompt, n_test)
+            single = await self._tune(fleet, Given(prompt.prompts[:1]), replace(federation, max_fm_calls=0))
+            await self._evaluate(fleet, prompt, single, n_test)
             await self._baselines(federation, n_test)
         return self._finish(prompt, sum(j.n_dropped for j in joined.values()))
 
@@ -243,9 +254,9 @@ class Simulation:
     async def _tune(self, fleet: Fleet, method: Strategy, federation: Federation, phase: Any = "tuning") -> PromptSet:
         return await fleet.server.drive(method.run(federation), phase, federation.max_fm_calls)
 
-    async def _evaluate(self, fleet: Fleet, prompt: PromptSet, n_test: Mapping[str, int]) -> None:
+    async def _evaluate(self, fleet: Fleet, prompt: PromptSet, single: PromptSet, n_test: Mapping[str, int]) -> None:
         for arm in TUNED_ARMS:
-            used = prompt.best_single() if arm == "fm_single" else prompt
+            used = single if arm == "fm_single" else prompt
             task = Evaluate(arm=arm, prompt=None if arm == "dm_local" else used)
             await self._measure(fleet, dict.fromkeys(fleet.ids, task), n_test, "evaluation")
 
@@ -272,8 +283,8 @@ class Simulation:
                 n_calls = MANUAL_CALIBRATION_TEXTS * len(fleet.ids)
                 given = Given([by_hand], MANUAL_CALIBRATION_TEXTS)
                 tuned = await self._tune(fleet, given, replace(federation, max_fm_calls=n_calls), "baselines")
-                for arm, used in ((name, tuned), (f"{name}_calibrated", tuned.best_single())):
-                    tasks = dict.fromkeys(fleet.ids, Evaluate(arm=arm, prompt=used))
+                for arm in (name, f"{name}_calibrated"):
+                    tasks = dict.fromkeys(fleet.ids, Evaluate(arm=arm, prompt=tuned))
                     await self._measure(fleet, tasks, n_test, "baselines")
             elif name == "dm_fedavg":
                 head = await fleet.server.drive(fedavg_heads(fleet.ids), "baselines", 0)
@@ -374,6 +385,7 @@ class Simulation:
             )
             text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
             (self.folder / "summary.json").write_text(text, encoding="utf-8")
+            build_report(self.folder)
         return Result(prompt=prompt, summary=summary, folder=self.folder)
 
 

@@ -55,32 +55,40 @@ class Vote:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """Score ``sets`` of ``prompts`` (tuples of indices) on your texts [0, stop).
+class Ask:
+    """Ask the FM for the label scores of ``prompts`` on your texts [0, stop), and send their moments.
 
-    Texts are numbered in the client's own shuffled order. Answers that the client has are not asked for again, so a set
-    of prompts that were scored before costs no FM call.
+    Texts are numbered in the client's own shuffled order. What the client has already is not asked for again. Without
+    ``stop`` nothing is asked: the moments are over the texts that all ``prompts`` were scored on before.
+    """
+
+    prompts: tuple[PromptTemplate, ...]
+    stop: int | None
+    kind: Literal["ask"] = "ask"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Score ``sets`` of ``prompts`` (tuples of indices) on your texts [0, stop), from label scores that you have.
+
+    ``weights`` (one a prompt) and ``bias`` (flat, J x K) are each prompt's pooled calibration, from which the client's
+    own cross-fitted one starts. No FM call.
     """
 
     prompts: tuple[PromptTemplate, ...]
     sets: tuple[tuple[int, ...], ...]
     stop: int
+    weights: tuple[float, ...]
+    bias: tuple[float, ...]
     kind: Literal["score"] = "score"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moments:
-    """Sums of the centred label scores of ``prompts`` over the texts that all of them were scored on."""
-
-    prompts: tuple[PromptTemplate, ...]
-    kind: Literal["moments"] = "moments"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Newton:
-    """Your part of one Newton step of the pooled calibration at (weights, bias)."""
+    """Your part of one Newton step of the pooled calibration at (weights, bias), over your texts as in `Ask`."""
 
     prompts: tuple[PromptTemplate, ...]
+    stop: int | None
     weights: tuple[float, ...]
     bias: tuple[float, ...]
     kind: Literal["newton"] = "newton"
@@ -112,7 +120,7 @@ class Evaluate:
     kind: Literal["evaluate"] = "evaluate"
 
 
-TaskBody = Join | Write | Weigh | Vote | Score | Moments | Newton | Adopt | FitHead | Evaluate
+TaskBody = Join | Write | Weigh | Vote | Ask | Score | Newton | Adopt | FitHead | Evaluate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +185,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MomentSums:
-    """Flat (J, K) sums of centred scores and of their squares over ``n`` texts."""
+    """Flat (J, K) sums over ``n`` texts of the prompts' centred label scores and of their squares."""
 
     n: int
     total: tuple[float, ...]

@@ -113,7 +113,7 @@ class PackedLlama:
         causal = torch.ones(longest, width, dtype=torch.bool).tril(n_prefix)
         mask = torch.zeros(longest, width, dtype=self.embedding.dtype)
         mask = mask.masked_fill_(~causal, float("-inf")).repeat(groups, 1)[None, None]
-        x = self.embedding[tokens]
+        x: Tensor = self.embedding[tokens]
         keys = x.new_zeros(n, width, self.n_kv, d)
         values = x.new_zeros(n, width, self.n_kv, d)
         padded = x.new_zeros(n * longest, self.n_heads, d)

@@ -50,10 +50,6 @@ class PromptSet:
         """Content hash; the name under which a prompt is cited."""
         return content_hash(asdict(self), 16)
 
-    def best_single(self) -> PromptSet:
-        """The first prompt, which scored best by itself, alone. Its calibration has to be fitted anew."""
-        return PromptSet(labels=self.labels, prompts=self.prompts[:1], weights=(1.0,), bias=(0.0,) * len(self.labels))
-
     def predict(
         self, texts: Sequence[str], *, fm: LabelScorer, calibration: Calibration | None = None
     ) -> list[Prediction]:

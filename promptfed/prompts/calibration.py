@@ -17,6 +17,7 @@ sending sums of gradients and Hessians (`sums`), never a text or its score.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +87,13 @@ def prior(n: int, total: FloatArray, squares: FloatArray) -> Calibration:
     sd = np.sqrt(np.maximum((squares / n - mean**2).mean(axis=1), 1e-6))
     weights = PRIOR_SHARPNESS / (sd * len(sd))
     return Calibration(weights=tuple(weights.tolist()), bias=tuple((-(weights @ mean)).tolist()))
+
+
+def mix(parts: Sequence[tuple[float, FloatArray]]) -> Calibration:
+    """Calibrations (weight, bias (K,)) of single prompts as one of their set, all with the same say."""
+    n = len(parts)
+    bias = np.mean([b for _, b in parts], axis=0)
+    return Calibration(weights=tuple(w / n for w, _ in parts), bias=tuple(bias.tolist()))
 
 
 def batch_calibration(scores: FloatArray) -> Calibration:

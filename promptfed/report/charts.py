@@ -27,23 +27,14 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
-    """An arm's score, drawn as a horizontal line."""
-
-    arm: str
-    name: str
-    score: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bar:
-    """An arm's ``value`` in [0, 1] with its interval."""
+class Mark:
+    """An arm's ``value`` in [0, 1], with its interval where one is drawn."""
 
     arm: str
     name: str
     value: float
-    low: float
-    high: float
+    low: float = 0.0
+    high: float = 1.0
 
 
 def _tag(name: str, body: object = "", **attributes: object) -> Markup:
@@ -91,11 +82,11 @@ def _apart(places: Sequence[float], gap: float, top: float, bottom: float) -> li
     return out
 
 
-def curve(points: Sequence[Point], levels: Sequence[Level], max_calls: int, *, wide: bool) -> Markup:
+def curve(points: Sequence[Point], levels: Sequence[Mark], max_calls: int, *, wide: bool) -> Markup:
     """Best training score against FM calls, with held-out scores of arms as horizontal lines."""
     width, height = (900, 400) if wide else (SMALL + 6, 380)
-    left, right, top, bottom = 46, width - (190 if wide else 124), 34, height - 46
-    scores = [p.score for p in points] + [level.score for level in levels]
+    left, right, top, bottom = 46, width - (190 if wide else 136), 34, height - 46
+    scores = [p.score for p in points] + [level.value for level in levels]
     margin = max(0.01, 0.08 * (max(scores) - min(scores)))
     low, high = max(0.0, min(scores) - margin), min(1.0, max(scores) + margin)
     most = max(max_calls, *(p.fm_calls for p in points))
@@ -106,10 +97,10 @@ def curve(points: Sequence[Point], levels: Sequence[Level], max_calls: int, *, w
     def y(score: float) -> float:
         return bottom - (bottom - top) * (score - low) / (high - low)
 
-    parts = [_text(0, 14, "Score: 1 − Brier/2 (1 is best)", class_="axis")]
+    parts = [_text(0, 14, "Score: 1 \N{MINUS SIGN} Brier/2 (1 is best)", class_="axis")]
     for step in _steps(low, high, 6):
         parts += [_line(left, y(step), right, y(step), "grid"), _text(left - 6, y(step) + 4, f"{step:.3g}", "end")]
-    for step in _steps(0, most, 6 if wide else 2):
+    for step in _steps(0, most, 6 if wide else 3):
         parts += [
             _line(x(step), bottom, x(step), bottom + 5, "tick"),
             _text(x(step), bottom + 19, f"{step:,.0f}", "middle"),
@@ -118,13 +109,18 @@ def curve(points: Sequence[Point], levels: Sequence[Level], max_calls: int, *, w
         _line(left, bottom, right, bottom, "tick"),
         _text((left + right) / 2, height - 6, "FM calls spent on tuning", "middle", class_="axis"),
     ]
-    by_height = sorted(levels, key=lambda level: -level.score)
-    for level, place in zip(by_height, _apart([y(v.score) for v in by_height], 16, top, bottom), strict=True):
-        here = y(level.score)
+    by_height = sorted(levels, key=lambda level: -level.value)
+    for level, place in zip(by_height, _apart([y(v.value) for v in by_height], 16, top, bottom), strict=True):
+        here = y(level.value)
         parts += [
             _line(left, here, right, here, f"level arm-{level.arm}"),
             _line(right, here, right + 10, place, f"leader arm-{level.arm}"),
-            _text(right + 13, place + 4, f"{level.score:.3f} {level.name}", class_=f"name arm-{level.arm}"),
+            _text(
+                right + 13,
+                place + 4,
+                f"{level.value:.3f} {level.name}" if wide else level.name,
+                class_=f"name arm-{level.arm}",
+            ),
         ]
     path = " ".join(f"{x(p.fm_calls):.1f},{y(p.score):.1f}" for p in points)
     parts.append(_tag("polyline", points=path, class_="curve"))
@@ -138,18 +134,18 @@ def curve(points: Sequence[Point], levels: Sequence[Level], max_calls: int, *, w
             parts.append(_tag("circle", note, cx=px, cy=py, r=5, class_="heat"))
         if p.n_texts != labelled:
             labelled = p.n_texts
-            parts.append(_text(px, py - 11, f"{p.n_texts} texts" if wide else p.n_texts, "middle", class_="halo"))
+            parts.append(_text(px, py + 21, f"{p.n_texts} texts" if wide else p.n_texts, "middle", class_="halo"))
     label = (
         f"Tuning curve: best training score from {points[0].score:.3f} after {points[0].fm_calls:,} FM calls to "
         f"{points[-1].score:.3f} after {points[-1].fm_calls:,}. Held-out scores: "
-        + ", ".join(f"{v.name} {v.score:.3f}" for v in by_height)
+        + ", ".join(f"{v.name} {v.value:.3f}" for v in by_height)
     )
     return _svg(parts, width, height, label, "wide" if wide else "narrow")
 
 
-def bars(title: str, rows: Sequence[Bar], quantity: str) -> Markup:
+def bars(title: str, rows: Sequence[Mark], quantity: str) -> Markup:
     """Horizontal bars from 0 to 100% with whiskers for 95% intervals, one a row, labelled with name and value."""
-    left, right, row = 112, SMALL - 52, 24
+    left, right, row = 130, SMALL - 52, 24
     end = 6 + row * len(rows)
 
     def x(value: float) -> float:

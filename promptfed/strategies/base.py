@@ -24,7 +24,7 @@ import numpy as np
 
 from promptfed.errors import RunError
 from promptfed.messages import (
-    Moments,
+    Ask,
     MomentSums,
     Newton,
     NewtonPart,
@@ -116,6 +116,7 @@ class Session:
         self.federation = federation
         self.left = federation.max_fm_calls
         self._scored: dict[tuple[str, str], int] = {}  # (prompt_id, client) -> texts scored
+        self._pooled: dict[str, Calibration] = {}  # prompt_id -> label-free calibration of the prompt alone
 
     def cost(self, prompts: Sequence[PromptTemplate], stop: int, clients: Sequence[str] | None = None) -> int:
         """FM calls that `score` would be granted."""
@@ -172,6 +173,35 @@ class Session:
             raise RunError("no client voted; at least one domain model is needed")
         return np.asarray(np.mean(votes, axis=0), dtype=np.float64)
 
+    def ask(
+        self, prompts: Sequence[PromptTemplate], stop: int | None, clients: Sequence[str] | None = None
+    ) -> Steps[tuple[int, FloatArray, FloatArray]]:
+        """Have ``prompts`` scored by the FM on each client's texts [0, stop), where they are not yet.
+
+        Without ``stop``: no call, only what they were scored on before.
+
+        Returns the number of texts and the pooled sums of centred label scores and of their squares, (J, K) each.
+        """
+        asked = list(clients or self.federation.clients)
+        grants = {c: self._cost(prompts, stop or 0, c) for c in asked}
+        replies = yield self._round("ask", dict.fromkeys(asked, Ask(prompts=tuple(prompts), stop=stop)), grants)
+        for client in asked:
+            reached = min(stop or 0, self.federation.clients[client])
+            for p in prompts:
+                key = (p.prompt_id, client)
+                self._scored[key] = max(reached, self._scored.get(key, 0))
+        parts = [r.body for r in replies.values() if isinstance(r.body, MomentSums)]
+        n = sum(p.n for p in parts)
+        if n == 0:
+            raise RunError("no client scored any text; at least one text is needed")
+        shape = (len(prompts), len(self.federation.labels))
+        total, squares = (
+            np.sum([np.reshape(getattr(p, name), shape) for p in parts], axis=0) for name in ("total", "squares")
+        )
+        for p, t, q in zip(prompts, total, squares, strict=True):
+            self._pooled[p.prompt_id] = prior(n, t[None], q[None])
+        return n, total, squares
+
     def score(
         self,
         prompts: Sequence[PromptTemplate],
@@ -181,14 +211,16 @@ class Session:
     ) -> Steps[list[Standing]]:
         """Standings of ``sets`` of ``prompts`` on each client's texts [0, stop), summed over clients."""
         asked = list(clients or self.federation.clients)
-        body = Score(prompts=tuple(prompts), sets=tuple(sets), stop=stop)
-        grants = {c: self._cost(prompts, stop, c) for c in asked}
-        replies = yield self._round("score", dict.fromkeys(asked, body), grants)
-        for client in asked:
-            reached = min(stop, self.federation.clients[client])
-            for p in prompts:
-                key = (p.prompt_id, client)
-                self._scored[key] = max(reached, self._scored.get(key, 0))
+        yield from self.ask(prompts, stop, asked)
+        pooled = [self._pooled[p.prompt_id] for p in prompts]
+        body = Score(
+            prompts=tuple(prompts),
+            sets=tuple(sets),
+            stop=stop,
+            weights=tuple(c.weights[0] for c in pooled),
+            bias=tuple(b for c in pooled for b in c.bias),
+        )
+        replies = yield self._round("score", dict.fromkeys(asked, body))
         parts = [r.body for r in replies.values() if isinstance(r.body, Scored)]
         n = sum(p.n for p in parts)
         if n == 0:
@@ -203,21 +235,17 @@ class Session:
         ]
 
     def calibrate(
-        self, prompts: Sequence[PromptTemplate], *, strength: float = 4.0, steps: int = 3
+        self, prompts: Sequence[PromptTemplate], stop: int | None = None, *, strength: float = 4.0, steps: int = 3
     ) -> Steps[PromptSet]:
-        """Weigh and calibrate scored ``prompts`` together, over all clients, by federated Newton steps; no FM call."""
-        n_labels = len(self.federation.labels)
-        shape = (len(prompts), n_labels)
+        """Weigh and calibrate ``prompts`` together on the clients' texts [0, stop), by federated Newton steps.
+
+        Costs FM calls only where a prompt was not scored on those texts yet; without ``stop``, none.
+        """
         everyone = self.federation.clients
-        replies = yield self._round("moments", dict.fromkeys(everyone, Moments(prompts=tuple(prompts))))
-        moment_parts = [r.body for r in replies.values() if isinstance(r.body, MomentSums)]
-        n = sum(p.n for p in moment_parts)
-        total, squares = (
-            np.sum([np.reshape(getattr(p, name), shape) for p in moment_parts], axis=0) for name in ("total", "squares")
-        )
+        n, total, squares = yield from self.ask(prompts, stop)
         start = at = prior(n, total, squares)
         for _ in range(steps):
-            body = Newton(prompts=tuple(prompts), weights=at.weights, bias=at.bias)
+            body = Newton(prompts=tuple(prompts), stop=stop, weights=at.weights, bias=at.bias)
             replies = yield self._round("newton", dict.fromkeys(everyone, body))
             parts = [_newton_sums(r.body) for r in replies.values() if isinstance(r.body, NewtonPart)]
             if not parts:

@@ -8,7 +8,7 @@ from promptfed.errors import ConfigError
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import Draft
 from promptfed.prompts.template import PromptTemplate
-from promptfed.strategies.base import Federation, Session, Steps, singles
+from promptfed.strategies.base import Federation, Session, Steps
 from promptfed.types import Capability
 
 MANUAL_INSTRUCTION = "Classify the sentiment of the text as positive or negative."
@@ -16,18 +16,20 @@ MANUAL_EXEMPLARS = (("I loved it.", "positive"), ("It was awful.", "negative"))
 
 
 class Given:
-    """Score given prompts on each client's first ``n_texts`` texts, then weigh and calibrate them together."""
+    """Score given prompts on each client's first ``n_texts`` texts, then weigh and calibrate them together.
+
+    Without ``n_texts``: on the texts that they were scored on before, at no FM call.
+    """
 
     name = "given"
     needs = frozenset({Capability.LABEL_LOGPROBS})
 
-    def __init__(self, prompts: Sequence[PromptTemplate], n_texts: int) -> None:
+    def __init__(self, prompts: Sequence[PromptTemplate], n_texts: int | None = None) -> None:
         self._prompts, self._n_texts = tuple(prompts), n_texts
 
     def run(self, federation: Federation) -> Steps[PromptSet]:
         session = Session(federation)
-        yield from session.score(self._prompts, singles(self._prompts), self._n_texts)
-        return (yield from session.calibrate(self._prompts))
+        return (yield from session.calibrate(self._prompts, self._n_texts))
 
 
 def zero_shot_prompt(federation: Federation) -> PromptTemplate:

@@ -97,9 +97,7 @@ class Race:
         ranked = yield from rank_sets(session, finalists, stop)
         chosen = ranked[0]
         more = session.left // (len(chosen) * n_clients)
-        if more:
-            yield from session.score(chosen, singles(chosen), stop + more)
-        return (yield from session.calibrate(chosen))
+        return (yield from session.calibrate(chosen, stop + more))
 
     def _heat(self, session: Session, pool: _Pool, drafts: Sequence[Draft], stop: int) -> Steps[None]:
         """Score ``drafts`` on texts [0, stop) of every client and add them to the pool."""

@@ -1,0 +1,420 @@
+"""The run report: reads a run folder, checks what it reads, and renders one HTML page that needs nothing else.
+
+Everything that the page says comes from the run folder, so a report can be made again at any time and is the same
+bytes. Text in it was written by a foundation model and by strangers: the template escapes all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+
+from promptfed.config import Config, load_config
+from promptfed.errors import ConfigError, DataError
+from promptfed.ledger import Account
+from promptfed.prompts.artefact import PromptSet
+from promptfed.report.charts import Mark, Point, bars, curve, histogram
+
+# More clients than this are shown as a distribution: as many small pictures are still looked at one by one.
+MAX_PICTURES = 12
+Z95 = 1.96
+
+# Short names of arms, for pictures and tables; what each is stands in the template. An unknown arm keeps its own name.
+NAMES = {
+    "fm": "tuned prompts",
+    "fm_pooled": "tuned, pooled",
+    "fm_single": "tuned, best one",
+    "fm_dm": "tuned + own model",
+    "dm_local": "own model alone",
+    "dm_fedavg": "FedAvg model",
+    "zero_shot": "zero-shot",
+    "manual_few_shot": "hand-written",
+    "manual_few_shot_calibrated": "hand-written, cal.",
+    "local_only": "each alone",
+    "centralised": "all texts pooled",
+}
+# What a run ships, not what it is compared with.
+OWN_ARMS = ("fm", "fm_pooled", "fm_single", "fm_dm")
+CLIENT_ARMS = ("fm", "fm_dm", "dm_local", "manual_few_shot", "zero_shot")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Value(_Record):
+    """One client's value of a metric."""
+
+    value: FiniteFloat
+    n: int
+    ci95: tuple[FiniteFloat, FiniteFloat]
+
+
+class Arm(_Record):
+    """One arm's mean over clients of a metric."""
+
+    mean: FiniteFloat
+    ci95: tuple[FiniteFloat, FiniteFloat]
+    by_client: dict[str, Value] = Field(min_length=1)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean."""
+        return (self.ci95[1] - self.ci95[0]) / (2 * Z95)
+
+
+@dataclass(slots=True, kw_only=True)
+class PhaseAccount(Account):
+    """The ledger of one phase."""
+
+    wall_s: float = 0.0
+    by_client: dict[str, Account] = field(default_factory=dict)
+
+
+class Summary(_Record):
+    """What the report needs of summary.json."""
+
+    schema_version: Literal[1]
+    method: str
+    seed: int
+    fm: str
+    encoder: str
+    transport: str
+    n_clients: int
+    labels: tuple[str, ...]
+    prompt_id: str
+    primary_metric: str
+    metrics: dict[str, dict[str, Arm]]
+    calls_per_prediction: dict[str, float]
+    max_fm_calls: int
+    n_dropped_texts: int
+    ledger: dict[str, PhaseAccount]
+    privacy: dict[str, list[dict[str, Any]]]
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        """The primary metric by arm; empty if no client held texts out."""
+        return self.metrics.get(self.primary_metric, {})
+
+
+class RoundEvent(_Record):
+    """One exchange between the server and clients."""
+
+    kind: Literal["round"]
+    round: int
+    phase: str
+    name: str
+    n_clients: int
+    bytes_up: int
+    bytes_down: int
+    failures: dict[str, str]
+
+
+class HeatEvent(_Record):
+    """Candidates were scored; the best one so far."""
+
+    kind: Literal["heat"]
+    fm_calls: int
+    n_candidates: int
+    n_texts: int
+    best_score: FiniteFloat
+    best_prompt: str
+    best_words: tuple[str, ...]
+
+
+class SetsEvent(_Record):
+    """Sets of candidates were compared; the best set so far."""
+
+    kind: Literal["sets"]
+    fm_calls: int
+    n_sets: int
+    n_texts: int
+    best_score: FiniteFloat
+    prompts: tuple[str, ...]
+
+
+Event = RoundEvent | HeatEvent | SetsEvent
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run folder, read and checked."""
+
+    summary: Summary
+    events: tuple[Event, ...]
+    prompt: PromptSet
+    config: Config
+
+
+def build_report(folder: Path) -> Path:
+    """Write ``folder``/report.html from what the run left there, and return its path.
+
+    Raises `DataError`, naming the file, if one is missing or is not what a run writes.
+    """
+    run = read_run(folder)
+    environment = Environment(
+        loader=PackageLoader("promptfed", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "points": points, "bytes": human_bytes, "seconds": human_seconds}
+    environment.filters["short"] = name_of
+    page = environment.get_template("report.html").render(view(run))
+    path = folder / "report.html"
+    # A model may write half a character; the page then shows a question mark.
+    path.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def read_run(folder: Path) -> Run:
+    """Read the four files. Raises `DataError`."""
+    prompt = PromptSet.load(folder / "prompt.json")
+    path = folder / "summary.json"
+    summary = _checked(TypeAdapter(Summary), _read(path), str(path))
+    if summary.prompt_id != prompt.prompt_id:
+        raise DataError(
+            f"{folder}: summary.json is about prompt {summary.prompt_id}, prompt.json has {prompt.prompt_id}"
+        )
+    path = folder / "events.jsonl"
+    events = []
+    for number, line in enumerate(_read(path).splitlines(), 1):
+        record = _checked(TypeAdapter(dict[str, Any]), line, f"{path}: line {number}")
+        if record.get("kind") in ("round", "heat", "sets"):
+            events.append(_checked(_EVENT, line, f"{path}: line {number}"))
+    path = folder / "config.toml"
+    _read(path)
+    try:
+        config = load_config(path)
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    return Run(summary=summary, events=tuple(events), prompt=prompt, config=config)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; is the folder a finished run?") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: can't be read ({type(error).__name__})") from None
+
+
+T = TypeVar("T")
+
+
+def _checked(adapter: TypeAdapter[T], text: str, where: str) -> T:
+    try:
+        # The standard parser takes all that the standard writer writes, NaN and lone surrogates included.
+        return adapter.validate_python(json.loads(text))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DataError(
+            f"{where}: {first['msg']} at {place or 'the top'}; was it written by another version?"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({type(error).__name__})") from None
+
+
+# ------------------------------------------------------------------------------------------------ what the page shows
+
+
+def view(run: Run) -> dict[str, Any]:
+    """All that the template needs, by name."""
+    summary, ledger = run.summary, run.summary.ledger
+    rounds = [e for e in run.events if isinstance(e, RoundEvent)]
+    clients = sorted({c for phase in ledger.values() for c in phase.by_client})
+    by_client = {c: [phase.by_client.get(c, Account()) for phase in ledger.values()] for c in clients}
+    return {
+        "run": run,
+        "summary": summary,
+        "many": len(measured_clients(summary)) > MAX_PICTURES,
+        "max_pictures": MAX_PICTURES,
+        "client_arms": [arm for arm in CLIENT_ARMS if arm in summary.arms],
+        **headline(summary),
+        "curves": curves(run),
+        "pictures": client_pictures(summary),
+        "client_rows": client_rows(summary),
+        "history": history(run.events),
+        "total": _sum(list(ledger.values())),
+        "by_client": {c: (accounts, _sum(accounts)) for c, accounts in by_client.items()},
+        "messages": messages(rounds),
+        "failures": [(e, client, reason) for e in rounds for client, reason in sorted(e.failures.items())],
+    }
+
+
+def name_of(arm: str) -> str:
+    """Short name of an arm."""
+    return NAMES.get(arm, arm)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Tuned prompts less another arm, with a 95% interval. It takes the arms as if they were measured on different
+    texts, which is on the safe side where arms tend to be right on the same texts."""
+
+    arm: str
+    gain: float
+    margin: float
+
+    @property
+    def tone(self) -> str:
+        return "even" if abs(self.gain) <= self.margin else "good" if self.gain > 0 else "bad"
+
+
+def headline(summary: Summary) -> dict[str, Any]:
+    """``title``, ``tone`` (good, even or bad) and ``comparisons`` with every arm that is not of the tuned prompts."""
+    arms = summary.arms
+    if "fm" not in arms:
+        return {"title": "A prompt was tuned, but nothing was measured", "tone": "even", "comparisons": []}
+    tuned = arms["fm"]
+    comparisons = [
+        Comparison(arm=a, gain=tuned.mean - of.mean, margin=Z95 * math.hypot(tuned.error, of.error))
+        for a, of in arms.items()
+        if a not in OWN_ARMS
+    ]
+    comparisons.sort(key=lambda c: (c.arm != "zero_shot", c.gain))
+    if not comparisons:
+        return {"title": f"Tuned prompt {percent(tuned.mean)}", "tone": "even", "comparisons": []}
+    first = comparisons[0]
+    tone = first.tone
+    opening = {"good": "Tuned prompt", "even": "No clear gain: tuned prompt", "bad": "No gain: tuned prompt"}[tone]
+    title = f"{opening} {percent(tuned.mean)} against {percent(arms[first.arm].mean)} {name_of(first.arm)}"
+    # What a reader could have had without this run must not stay in the small print.
+    rivals = [c.arm for c in comparisons[1:] if c.gain <= 0 and c.arm != "centralised"]
+    if rivals:
+        title += f", but {name_of(rivals[0])} reaches {percent(arms[rivals[0]].mean)}"
+        tone = "even" if tone == "good" else tone
+    return {"title": title, "tone": tone, "comparisons": comparisons}
+
+
+def curves(run: Run) -> list[Markup]:
+    """The tuning curve, for wide and for narrow windows; empty if the method reported no scores."""
+    found = [
+        Point(fm_calls=e.fm_calls, score=e.best_score, n_texts=e.n_texts, kind=e.kind)
+        for e in run.events
+        if not isinstance(e, RoundEvent)
+    ]
+    brier = run.summary.metrics.get("brier", {})
+    levels = [
+        Mark(arm=arm, name=name_of(arm), value=1 - of.mean / 2)
+        for arm, of in brier.items()
+        if arm == "fm" or arm not in OWN_ARMS
+    ]
+    return [curve(found, levels, run.summary.max_fm_calls, wide=wide) for wide in (True, False)] if found else []
+
+
+def measured_clients(summary: Summary) -> list[str]:
+    """Clients that held texts out."""
+    return sorted({c for of in summary.arms.values() for c in of.by_client})
+
+
+def client_rows(summary: Summary) -> list[tuple[str, dict[str, Value]]]:
+    """Clients and their values by arm, the worst served by the tuned prompts first."""
+    shown = {arm: summary.arms[arm].by_client for arm in CLIENT_ARMS if arm in summary.arms}
+    rows = [(c, {arm: of[c] for arm, of in shown.items() if c in of}) for c in measured_clients(summary)]
+    return sorted(rows, key=lambda row: row[1]["fm"].value if "fm" in row[1] else math.inf)
+
+
+def client_pictures(summary: Summary) -> list[tuple[str, str, Markup]]:
+    """(title, note, picture) for each client, or for each arm if there are many clients."""
+    quantity = f"{summary.primary_metric.capitalize()} on held-out texts (%)"
+    rows = client_rows(summary)
+    if len(rows) > MAX_PICTURES:
+        by_arm = {arm: [of[arm].value for _, of in rows if arm in of] for arm in CLIENT_ARMS if arm in summary.arms}
+        return [
+            (name_of(arm), f"{len(values)} clients", histogram(name_of(arm), arm, values, quantity))
+            for arm, values in by_arm.items()
+        ]
+    out = []
+    for client, of in sorted(rows):
+        marks = [
+            Mark(arm=arm, name=name_of(arm), value=v.value, low=max(0.0, v.ci95[0]), high=min(1.0, v.ci95[1]))
+            for arm, v in of.items()
+        ]
+        n = max((v.n for v in of.values()), default=0)
+        out.append((client, f"{n:,} held-out texts", bars(client, marks, quantity)))
+    return out
+
+
+def history(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """How the best prompt (in heats) and the best set of prompts changed, in order."""
+    out: list[dict[str, Any]] = []
+    last: dict[str, list[str]] = {}
+    for e in events:
+        if isinstance(e, RoundEvent):
+            continue
+        single = isinstance(e, HeatEvent)
+        prompts, words = ((e.best_prompt,), e.best_words) if isinstance(e, HeatEvent) else (e.prompts, ())
+        key = sorted((*prompts, *words))
+        out.append({"event": e, "single": single, "prompts": prompts, "words": words, "new": last.get(e.kind) != key})
+        last[e.kind] = key
+    return out
+
+
+def messages(rounds: Sequence[RoundEvent]) -> list[dict[str, Any]]:
+    """Rounds by phase and kind (the first word of their name): how many, and bytes."""
+    out: dict[tuple[str, str], dict[str, Any]] = {}
+    for e in rounds:
+        kind = e.name.split(" ")[0]
+        row = out.setdefault((e.phase, kind), {"phase": e.phase, "kind": kind, "n": 0, "bytes_up": 0, "bytes_down": 0})
+        row["n"] += 1
+        row["bytes_up"] += e.bytes_up
+        row["bytes_down"] += e.bytes_down
+    return list(out.values())
+
+
+def _sum(accounts: Sequence[Account]) -> PhaseAccount:
+    total = PhaseAccount()
+    for account in accounts:
+        for name, value in asdict(account).items():
+            if name != "by_client":
+                setattr(total, name, getattr(total, name) + value)
+    return total
+
+
+# ------------------------------------------------------------------------------------------------ numbers to read
+
+
+def percent(share: float) -> str:
+    """0.8783 -> "87.8%"; intervals that reach over the end are cut there."""
+    return f"{min(1.0, max(0.0, share)):.1%}"
+
+
+def points(share: float) -> str:
+    """0.1227 -> "+12.3", percentage points with a sign."""
+    text = f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def human_bytes(n: int) -> str:
+    """52149 -> "52.1 kB"."""
+    size = float(n)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def human_seconds(seconds: float) -> str:
+    """112.3 -> "1 min 52 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

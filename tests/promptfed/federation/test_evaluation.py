@@ -1,0 +1,92 @@
+"""Rounds around tuning: joining, adopting, FedAvg of heads, measuring and summing up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from promptfed.errors import RunError
+from promptfed.federation.evaluation import FEDAVG_ROUNDS, evaluate, fedavg_heads, join, summarise
+from promptfed.messages import Evaluate, Evaluated, Failed, FitHead, Head, Join, Joined, Reply, ReplyBody
+from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.template import PromptTemplate
+from promptfed.strategies.base import Round
+from tests.support import finish, replies
+
+
+def evaluated(value: float, error: float = 0.0, n: int = 10) -> Evaluated:
+    return Evaluated(n=n, values={"accuracy": value}, errors={"accuracy": error}, calls_per_prediction=1.0)
+
+
+def test_join_asks_everybody_and_keeps_those_who_joined() -> None:
+    joined = Joined(n_train=3, n_test=0, labels=("x",), n_dropped=1)
+
+    (sent,), got = finish(join(["a", "b"]), lambda _: replies({"a": joined, "b": Failed(reason="E")}))
+
+    assert sent.tasks == {"a": Join(), "b": Join()}
+    assert got == {"a": joined}
+
+
+def test_fedavg_weighs_heads_by_texts_and_sends_the_mean_on() -> None:
+    def answer(round_: Round) -> Mapping[str, Reply]:
+        body = round_.tasks["a"]
+        assert isinstance(body, FitHead)
+        start = body.head or (0.0, 0.0)
+        bodies: dict[str, ReplyBody] = {
+            "a": Head(n=1, weights=(start[0] + 4.0, 0.0)),
+            "b": Head(n=3, weights=(start[0], 8.0)),
+        }
+        return replies(bodies)
+
+    rounds, head = finish(fedavg_heads(["a", "b"]), answer)
+
+    assert len(rounds) == FEDAVG_ROUNDS
+    sent = [r.tasks["b"] for r in rounds]
+    assert isinstance(sent[0], FitHead)
+    assert isinstance(sent[1], FitHead)
+    assert sent[0].head == ()
+    assert sent[1].head == (1.0, 6.0)  # (1*4 + 3*0)/4 and (1*0 + 3*8)/4
+    assert head == (float(FEDAVG_ROUNDS), 6.0)
+
+
+def test_fedavg_without_any_head_is_a_run_error() -> None:
+    with pytest.raises(RunError, match="head"):
+        finish(fedavg_heads(["a"]), lambda _: replies({"a": Joined(n_train=1, n_test=1, labels=(), n_dropped=0)}))
+
+
+def prompt_set(n: int) -> PromptSet:
+    prompts = tuple(PromptTemplate(text=f"{i} {{text}}", words=("x", "y")) for i in range(n))
+    return PromptSet(labels=("x", "y"), prompts=prompts, weights=(1.0,) * n, bias=(0.0, 0.0))
+
+
+def test_evaluate_grants_a_call_a_text_and_prompt_and_leaves_out_clients_without_texts() -> None:
+    task = Evaluate(arm="fm", prompt=prompt_set(2))
+
+    (sent,), got = finish(
+        evaluate(dict.fromkeys("abc", task), {"a": 5, "b": 0, "c": 1}),
+        lambda _: replies({"a": evaluated(0.5), "c": evaluated(1.0)}),
+    )
+
+    assert dict(sent.grants) == {"a": 10, "c": 2}
+    assert set(sent.tasks) == {"a", "c"}
+    assert {c: e.values["accuracy"] for c, e in got.items()} == {"a": 0.5, "c": 1.0}
+
+
+def test_an_arm_without_a_prompt_makes_no_call() -> None:
+    (sent,), _ = finish(
+        evaluate({"a": Evaluate(arm="dm_local")}, {"a": 5}), lambda _: replies({"a": evaluated(0.5)})
+    )
+
+    assert sum(sent.grants.values()) == 0
+
+
+def test_summary_by_hand() -> None:
+    got = summarise({"fm": {"b": evaluated(0.5, 0.03, n=4), "a": evaluated(0.9, 0.04)}})
+
+    entry = got["accuracy"]["fm"]
+    assert entry["mean"] == 0.7
+    # sqrt(0.03^2 + 0.04^2) / 2 = 0.025; 1.96 * 0.025 = 0.049
+    assert entry["ci95"] == [0.651, 0.749]
+    assert list(entry["by_client"]) == ["a", "b"]
+    assert entry["by_client"]["b"] == {"value": 0.5, "n": 4, "ci95": [0.4412, 0.5588]}

@@ -1,0 +1,228 @@
+"""The round engine: budget, books, failures and events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from promptfed.errors import BudgetError, RunError
+from promptfed.federation.events import EventLog
+from promptfed.federation.inprocess import InProcessTransport
+from promptfed.federation.server import Server
+from promptfed.ledger import Ledger
+from promptfed.messages import Adopted, Failed, Join, Joined, Reply, ReplyBody, Task, decode_task, encode
+from promptfed.strategies.base import Round, Steps
+from tests.support import wait_for
+
+JOINED = Joined(n_train=4, n_test=2, labels=("a", "b"), n_dropped=0)
+Handler = Callable[[Task], bytes | None]
+
+
+class Post:
+    """A transport whose clients are plain functions; None is a client that did not answer."""
+
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        self._handlers = handlers
+        self.sent: list[dict[str, Task]] = []
+
+    async def exchange(self, tasks: Mapping[str, bytes]) -> dict[str, bytes]:
+        decoded = {client: decode_task(data) for client, data in tasks.items()}
+        self.sent.append(decoded)
+        answers = {client: self._handlers[client](task) for client, task in decoded.items()}
+        return {client: data for client, data in answers.items() if data is not None}
+
+
+def says(body: ReplyBody, fm_calls: int = 0) -> Handler:
+    def handle(task: Task) -> bytes:
+        return encode(Reply(round=task.round, client_id=task.client_id, fm_calls=fm_calls, body=body))
+
+    return handle
+
+
+def spends_its_grant(task: Task) -> bytes:
+    return says(JOINED, task.grant)(task)
+
+
+def server(handlers: Mapping[str, Handler]) -> tuple[Server, Post, Ledger, EventLog]:
+    post, ledger, events = Post(handlers), Ledger(), EventLog()
+    return Server(post, ledger, events), post, ledger, events
+
+
+def rounds(*grants: Mapping[str, int], clients: str = "ab") -> Steps[list[dict[str, Reply]]]:
+    """A method that sends one round a grant and returns what came back."""
+    got = []
+    for i, grant in enumerate(grants):
+        got.append(dict((yield Round(name=f"r{i}", tasks=dict.fromkeys(clients, Join()), grants=grant))))
+    return got
+
+
+def test_tasks_carry_round_client_phase_and_grant() -> None:
+    s, post, _, _ = server({"a": spends_its_grant, "b": spends_its_grant})
+
+    wait_for(s.drive(rounds({"a": 3}, {"b": 2}), "baselines", 10))
+
+    first, second = post.sent
+    assert first["a"] == Task(round=1, client_id="a", phase="baselines", grant=3, body=Join())
+    assert first["b"].grant == 0
+    assert (second["a"].round, second["b"].grant) == (2, 2)
+
+
+def test_the_method_gets_replies_by_client_and_its_result_comes_back() -> None:
+    s, _, _, _ = server({"a": says(JOINED, 1), "b": says(Adopted(n_calibration=5))})
+
+    (got,) = wait_for(s.drive(rounds({"a": 1}), "tuning", 1))
+
+    assert got["a"] == Reply(round=1, client_id="a", fm_calls=1, body=JOINED)
+    assert got["b"].body == Adopted(n_calibration=5)
+
+
+def test_rounds_are_numbered_through_all_phases() -> None:
+    s, post, _, _ = server({"a": spends_its_grant, "b": spends_its_grant})
+
+    wait_for(s.drive(rounds({}, {}), "tuning", 0))
+    wait_for(s.drive(rounds({}), "evaluation", 0))
+
+    assert [sent["a"].round for sent in post.sent] == [1, 2, 3]
+    assert s.round == 3
+
+
+# ---------------------------------------------------------------- budget
+
+
+def test_a_round_that_would_pass_the_budget_is_not_sent() -> None:
+    s, post, _, _ = server({"a": spends_its_grant, "b": spends_its_grant})
+
+    with pytest.raises(BudgetError, match=r"'r1' wants 6 FM calls; 5 of 10 are left"):
+        wait_for(s.drive(rounds({"a": 3, "b": 2}, {"a": 3, "b": 3}), "tuning", 10))
+
+    assert len(post.sent) == 1
+
+
+def test_the_whole_budget_may_be_spent() -> None:
+    s, post, _, _ = server({"a": spends_its_grant, "b": spends_its_grant})
+
+    wait_for(s.drive(rounds({"a": 3, "b": 2}, {"a": 5}), "tuning", 10))
+
+    assert len(post.sent) == 2
+
+
+def test_calls_that_were_granted_and_not_made_may_be_granted_again() -> None:
+    s, post, _, _ = server({"a": says(JOINED, 1), "b": says(JOINED, 0)})
+
+    wait_for(s.drive(rounds({"a": 5}, {"a": 4}), "tuning", 5))
+
+    assert len(post.sent) == 2
+
+
+def test_calls_of_a_client_that_failed_count_against_the_budget() -> None:
+    s, post, _, _ = server({"a": says(Failed(reason="IndexError"), 8), "b": says(JOINED)})
+
+    with pytest.raises(BudgetError):
+        wait_for(s.drive(rounds({"a": 8}, {"b": 8}), "tuning", 10))
+
+    assert len(post.sent) == 1
+
+
+@pytest.mark.parametrize("lost", [lambda _: None, lambda _: b"rubbish"], ids=["no answer", "malformed"])
+def test_a_grant_whose_spending_is_not_known_counts_as_spent(lost: Handler) -> None:
+    s, post, _, _ = server({"a": lost, "b": says(JOINED)})
+
+    with pytest.raises(BudgetError):
+        wait_for(s.drive(rounds({"a": 8}, {"b": 8}), "tuning", 10))
+
+    assert len(post.sent) == 1
+
+
+def test_a_client_cannot_talk_the_budget_up() -> None:
+    """A negative number of calls is a malformed reply, or is at least not believed."""
+    s, post, _, _ = server({"a": says(JOINED, -100), "b": says(JOINED)})
+
+    with pytest.raises(BudgetError):
+        wait_for(s.drive(rounds({"a": 10}, {"b": 11}), "tuning", 10))
+
+    assert len(post.sent) == 1
+
+
+# ---------------------------------------------------------------- failures
+
+
+def test_failed_malformed_and_missing_replies_are_logged_and_left_out() -> None:
+    s, _, _, events = server(
+        {
+            "a": says(JOINED),
+            "b": says(Failed(reason="DataError")),
+            "c": lambda _: b"\xff\xff rubbish",
+            "d": lambda _: None,
+        }
+    )
+
+    (got,) = wait_for(s.drive(rounds({}, clients="abcd"), "tuning", 0))
+
+    assert set(got) == {"a"}
+    assert events.events[-1]["failures"] == {"b": "DataError", "c": "malformed", "d": "no answer"}
+
+
+def test_a_round_that_nobody_answered_is_a_run_error_with_the_reasons() -> None:
+    s, _, _, events = server({"a": says(Failed(reason="KeyError")), "b": lambda _: None})
+
+    with pytest.raises(RunError, match=r"round 1 \(r0\): none of 2 clients answered \(KeyError, no answer\)"):
+        wait_for(s.drive(rounds({}), "tuning", 0))
+
+    assert events.events[-1]["failures"] == {"a": "KeyError", "b": "no answer"}
+
+
+def test_the_phase_of_the_books_ends_with_a_run_that_broke_off() -> None:
+    s, _, ledger, _ = server({"a": says(JOINED), "b": says(JOINED)})
+
+    with pytest.raises(BudgetError):
+        wait_for(s.drive(rounds({"a": 1}), "baselines", 0))
+
+    assert ledger.phase == "tuning"
+
+
+# ---------------------------------------------------------------- books
+
+
+def test_bytes_are_booked_as_serialised() -> None:
+    s, post, ledger, events = server({"a": spends_its_grant, "b": lambda _: b"rubbish"})
+
+    wait_for(s.drive(rounds({"a": 2}), "evaluation", 2))
+
+    task = {c: len(encode(t)) for c, t in post.sent[0].items()}
+    reply = len(encode(Reply(round=1, client_id="a", fm_calls=2, body=JOINED)))
+    booked = ledger.as_dict()["evaluation"]["by_client"]
+    assert (booked["a"]["bytes_down"], booked["a"]["bytes_up"]) == (task["a"], reply)
+    assert (booked["b"]["bytes_down"], booked["b"]["bytes_up"]) == (task["b"], len(b"rubbish"))
+    assert events.events[-1]["bytes_down"] == task["a"] + task["b"]
+    assert events.events[-1]["bytes_up"] == reply + len(b"rubbish")
+
+
+def test_a_round_is_one_event() -> None:
+    s, _, _, events = server({"a": spends_its_grant, "b": spends_its_grant})
+
+    wait_for(s.drive(rounds({"a": 2, "b": 1}), "tuning", 3))
+
+    (event,) = events.events
+    expected = {"kind": "round", "seq": 0, "round": 1, "phase": "tuning", "name": "r0", "n_clients": 2, "fm_calls": 3}
+    assert expected.items() <= event.items()
+    assert event["failures"] == {}
+
+
+# ---------------------------------------------------------------- the in-process transport
+
+
+class Echo:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    async def handle(self, task: bytes) -> bytes:
+        return self.name.encode() + task
+
+
+def test_in_process_replies_belong_to_their_clients() -> None:
+    transport = InProcessTransport({name: Echo(name) for name in "cab"})
+
+    got = wait_for(transport.exchange({"b": b"2", "a": b"1"}))
+
+    assert got == {"a": b"a1", "b": b"b2"}

@@ -1,0 +1,90 @@
+"""Templates: one slot, replaced once, nothing else interpreted."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptfed.errors import ConfigError
+from promptfed.prompts.template import SLOT, PromptTemplate, content_hash
+
+WORDS = ("bad", "good")
+
+
+def whole(template: PromptTemplate, text: str) -> str:
+    (request,) = template.requests([text])
+    return request.prefix + request.text + request.suffix
+
+
+def test_requests_by_hand() -> None:
+    template = PromptTemplate(text="Say which.\n\nText: {text}\nLabel:", words=WORDS)
+
+    first, second = template.requests(["fine", "poor"])
+
+    assert (first.prefix, first.text, first.suffix) == ("Say which.\n\nText:", " fine", "\nLabel:")
+    assert first.labels == (" bad", " good")
+    assert second.prefix == first.prefix
+    assert second.text == " poor"
+
+
+def test_the_separator_stands_before_each_word() -> None:
+    template = PromptTemplate(text="{text}", words=WORDS, separator="\n- ")
+
+    assert template.requests(["x"])[0].labels == ("\n- bad", "\n- good")
+
+
+@pytest.mark.parametrize("text", ["{text}", "{0} {} %s {text} {{text}}", "{", "\\", "$1", "\x00", "😀", ""])
+def test_whatever_a_text_holds_is_passed_on_as_it_is(text: str) -> None:
+    template = PromptTemplate(text="Text: {text} <{}>", words=WORDS)
+
+    assert whole(template, text) == f"Text: {text} <{{}}>"
+
+
+@given(before=st.text(max_size=20), after=st.text(max_size=20), text=st.text(max_size=20))
+@settings(deadline=None, max_examples=50)
+def test_the_parts_joined_are_the_prompt_with_the_text_in_its_slot(before: str, after: str, text: str) -> None:
+    source = before + SLOT + after
+    if source.count(SLOT) != 1:
+        return
+
+    assert whole(PromptTemplate(text=source, words=WORDS), text) == before + text + after
+
+
+@given(before=st.text(alphabet=" ab\n", max_size=8))
+@settings(deadline=None, max_examples=50)
+def test_no_prefix_ends_in_a_blank(before: str) -> None:
+    (request,) = PromptTemplate(text=before + SLOT, words=WORDS).requests(["x"])
+
+    assert not request.prefix.endswith(" ")
+
+
+@pytest.mark.parametrize(("text", "found"), [("no slot", 0), ("{text} and {text}", 2), ("", 0), ("{Text}", 0)])
+def test_a_prompt_without_exactly_one_slot_is_refused(text: str, found: int) -> None:
+    with pytest.raises(ConfigError, match=rf"\{{text\}} exactly once; found {found}"):
+        PromptTemplate(text=text, words=WORDS)
+
+
+@pytest.mark.parametrize("words", [(), ("one",), ("same", "same"), ("good", ""), ("good", "  ")])
+def test_label_words_that_do_not_tell_labels_apart_are_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="label words"):
+        PromptTemplate(text="{text}", words=words)
+
+
+def test_the_id_is_of_the_content() -> None:
+    template = PromptTemplate(text="a {text}", words=WORDS)
+
+    assert template.prompt_id == PromptTemplate(text="a {text}", words=WORDS).prompt_id
+    assert len(template.prompt_id) == 12
+    others = [
+        PromptTemplate(text="b {text}", words=WORDS),
+        PromptTemplate(text="a {text}", words=("good", "bad")),
+        PromptTemplate(text="a {text}", words=WORDS, separator=""),
+    ]
+    assert len({template.prompt_id, *(o.prompt_id for o in others)}) == 4
+
+
+def test_content_hash_is_sha256_of_canonical_json() -> None:
+    # sha256('{"a":1,"b":[2]}'), from sha256sum
+    assert content_hash({"b": [2], "a": 1}, 64) == "0855bfc20eb6cfaa4be7d6b510c63dd22997718bddadcb1a4915cec3a16145b9"
+    assert content_hash({"a": 1, "b": [2]}) == content_hash({"b": (2,), "a": 1})

@@ -1,0 +1,204 @@
+"""A whole run through the SDK, on the scripted FM and a tiny encoder."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import promptfed
+from promptfed.errors import CapabilityError, ConfigError, DataError
+from promptfed.federation.events import read_events
+from promptfed.fm.scripted import ScriptedFM
+from promptfed.runs import compare_runs
+from promptfed.types import Capability
+from tests.support import WordEncoder, public_texts, sentences
+
+ALL = ["zero_shot", "manual_few_shot", "local_only", "dm_fedavg", "centralised"]
+ARMS = {
+    "fm",
+    "fm_pooled",
+    "fm_single",
+    "fm_dm",
+    "dm_local",
+    "zero_shot",
+    "manual_few_shot",
+    "manual_few_shot_calibrated",
+    "local_only",
+    "dm_fedavg",
+    "centralised",
+}
+
+
+def write_csv(path: Path, header: list[str], rows: list[list[str]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Three clients with thirty training and twenty held-out texts each, and a public pool."""
+    folder = tmp_path_factory.mktemp("data")
+    names = ("negative", "positive")
+    for split, n, seed in (("train", 30, 0), ("test", 20, 50)):
+        rows = []
+        for c in range(3):
+            data = sentences(n, seed + c)
+            rows += [[f"site{c}", t, names[y]] for t, y in zip(data.texts, data.labels, strict=True)]
+        write_csv(folder / f"{split}.csv", ["client", "text", "label"], rows)
+    write_csv(folder / "public.csv", ["text"], [[t] for t in public_texts()])
+    return {
+        "data": {k: str(folder / f"{k}.csv") for k in ("train", "test", "public")},
+        "task": {"instruction": "Is the review negative or positive?"},
+        "budget": {"max_fm_calls": 600},
+        "evaluation": {"baselines": ALL},
+    }
+
+
+def run(config: dict[str, Any], out: Path | None = None, fm: Any = None) -> promptfed.Result:
+    return promptfed.run(config, out=out, fm=fm or ScriptedFM(), encoder=WordEncoder())
+
+
+@pytest.fixture(scope="module")
+def finished(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> promptfed.Result:
+    return run(config, tmp_path_factory.mktemp("runs") / "a")
+
+
+def test_a_run_writes_everything_it_promises(finished: promptfed.Result) -> None:
+    folder = finished.folder
+    assert folder is not None
+    for name in ("config.toml", "events.jsonl", "summary.json", "prompt.json", "report.html"):
+        assert (folder / name).stat().st_size > 0, name
+    for client in ("site0", "site1", "site2"):
+        for name in ("calibration.json", "stacker.json", "domain_model.npy"):
+            assert (folder / "clients" / client / name).is_file(), name
+    assert list((folder / "checkpoint" / "tuning").glob("*.msgpack"))
+
+
+def test_the_summary_has_every_arm_and_account(finished: promptfed.Result) -> None:
+    summary = json.loads((finished.folder / "summary.json").read_text())  # type: ignore[operator]
+
+    assert summary["schema_version"] == 1
+    assert summary["n_clients"] == 3
+    assert summary["primary_metric"] == "accuracy"
+    assert summary["privacy"]["releases"] == []
+    assert set(summary["metrics"]) == {"accuracy", "macro_f1", "ece", "brier", "nll"}
+    for metric in summary["metrics"].values():
+        assert set(metric) == ARMS
+        for arm in metric.values():
+            assert arm["ci95"][0] <= arm["mean"] <= arm["ci95"][1]
+            assert {c: v["n"] for c, v in arm["by_client"].items()} == dict.fromkeys(("site0", "site1", "site2"), 20)
+    assert set(summary["calls_per_prediction"]) == ARMS
+    assert summary["calls_per_prediction"]["dm_local"] == 0
+    assert summary["calls_per_prediction"]["fm"] == len(finished.prompt.prompts)
+    tuning = summary["ledger"]["tuning"]
+    assert 0 < tuning["fm_calls"] <= 600
+    assert tuning["fm_calls"] == sum(a["fm_calls"] for a in tuning["by_client"].values())
+    assert tuning["bytes_up"] == sum(a["bytes_up"] for a in tuning["by_client"].values()) > 0
+
+
+def test_the_events_add_up_to_the_ledger(finished: promptfed.Result) -> None:
+    events = read_events(finished.folder / "events.jsonl")  # type: ignore[operator]
+    rounds = [e for e in events if e["kind"] == "round"]
+
+    assert [e["seq"] for e in events] == list(range(len(events)))
+    for phase in ("tuning", "evaluation", "baselines"):
+        ledger = finished.summary["ledger"][phase]
+        mine = [e for e in rounds if e["phase"] == phase]
+        assert sum(e["fm_calls"] for e in mine) == ledger["fm_calls"]
+        assert sum(e["bytes_up"] for e in mine) == ledger["bytes_up"]
+
+
+def test_tuning_beats_zero_shot_on_a_task_that_exemplars_help(finished: promptfed.Result) -> None:
+    assert finished.score("fm") > finished.score("zero_shot") + 0.1
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_prompt(
+    config: dict[str, Any], finished: promptfed.Result, tmp_path: Path
+) -> None:
+    again = run(config, tmp_path / "again")
+    other = run({**config, "seed": 2, "evaluation": {"baselines": []}})
+
+    assert (tmp_path / "again" / "prompt.json").read_bytes() == (finished.folder / "prompt.json").read_bytes()  # type: ignore[operator]
+    assert again.summary["metrics"] == finished.summary["metrics"]
+    assert other.prompt.prompt_id != again.prompt.prompt_id
+
+
+def test_the_artefact_alone_predicts(finished: promptfed.Result) -> None:
+    prompt = promptfed.Prompt.load(finished.folder / "prompt.json")  # type: ignore[operator]
+
+    answers = prompt.predict(["The plot seemed superb.", "The cast seemed dreadful."], fm=ScriptedFM())
+
+    assert prompt == finished.prompt
+    assert all(abs(sum(a.proba.values()) - 1) < 1e-9 for a in answers)
+    assert [a.label for a in answers] == [max(a.proba, key=a.proba.__getitem__) for a in answers]
+
+
+def test_two_arms_of_a_run_compare_in_pairs(finished: promptfed.Result) -> None:
+    assert finished.folder is not None
+
+    result = compare_runs([finished.folder], [finished.folder], "fm", "zero_shot")
+
+    assert result.n_texts == 60
+    assert result.mean_a == pytest.approx(finished.score("fm"))
+    assert result.difference == pytest.approx(finished.score("fm") - finished.score("zero_shot"))
+    with pytest.raises(DataError, match="no per-text results of arm 'nothing'"):
+        compare_runs([finished.folder], [finished.folder], "nothing")
+
+
+def test_a_run_works_inside_a_running_event_loop(config: dict[str, Any]) -> None:
+    async def notebook() -> promptfed.Result:
+        return run({**config, "evaluation": {"baselines": []}})
+
+    assert asyncio.run(notebook()).score("fm") > 0.5
+
+
+def test_without_held_out_texts_a_run_tunes_and_measures_nothing(config: dict[str, Any]) -> None:
+    data = {k: v for k, v in config["data"].items() if k != "test"}
+
+    result = run({**config, "data": data})
+
+    assert result.summary["metrics"] == {}
+    assert result.prompt.prompts
+
+
+def test_an_existing_folder_is_refused_and_only_run_folders_are_replaced(
+    config: dict[str, Any], finished: promptfed.Result, tmp_path: Path
+) -> None:
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "chapter1.txt").write_text("years of work")
+
+    with pytest.raises(ConfigError, match="--force"):
+        promptfed.run(config, out=finished.folder)
+    with pytest.raises(ConfigError, match="not a run folder"):
+        promptfed.run(config, out=precious, force=True)
+
+    assert (precious / "chapter1.txt").read_text() == "years of work"
+
+
+def test_a_missing_capability_fails_before_the_first_call(config: dict[str, Any]) -> None:
+    text_only = ScriptedFM(capabilities=frozenset({Capability.TEXT}))
+
+    with pytest.raises(CapabilityError, match=r"race.*label_logprobs"):
+        run(config, fm=text_only)
+
+
+def test_a_budget_too_small_for_one_round_says_how_much_it_takes(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"max_fm_calls = 20 is too small.*give at least \d+"):
+        run({**config, "budget": {"max_fm_calls": 20}})
+
+
+def test_a_test_label_or_client_that_train_lacks_is_named(config: dict[str, Any], tmp_path: Path) -> None:
+    strange_label = write_csv(tmp_path / "l.csv", ["client", "text", "label"], [["site0", "secret text", "mixed"]])
+    strange_client = write_csv(tmp_path / "c.csv", ["client", "text", "label"], [["siteX", "secret text", "positive"]])
+
+    for path, says in ((strange_label, "mixed"), (strange_client, "siteX")):
+        with pytest.raises(DataError, match=says) as caught:
+            run({**config, "data": {**config["data"], "test": str(path)}})
+        assert "secret" not in str(caught.value)

@@ -1,0 +1,158 @@
+"""The command line as a person meets it: real processes, exit codes, messages."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from promptfed.errors import PromptfedError
+from tests.support import public_texts, sentences
+
+pytestmark = pytest.mark.model  # `run` loads the encoder
+
+
+def promptfed(*args: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "promptfed.cli", *map(str, args)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "120"},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, a configuration for the scripted FM, and one finished run."""
+    folder = tmp_path_factory.mktemp("cli")
+    names = ("negative", "positive")
+    for split, n, seed in (("train", 24, 0), ("test", 12, 50)):
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            out = csv.writer(file)
+            out.writerow(["client", "text", "label"])
+            for c in range(2):
+                data = sentences(n, seed + c)
+                out.writerows([f"site{c}", t, names[y]] for t, y in zip(data.texts, data.labels, strict=True))
+    (folder / "public.csv").write_text("text\n" + "\n".join(public_texts()) + "\n")
+    (folder / "run.toml").write_text(
+        '[data]\ntrain = "train.csv"\ntest = "test.csv"\npublic = "public.csv"\n'
+        '[fm]\nscorer = "scripted:overlap"\n[budget]\nmax_fm_calls = 400\n'
+    )
+    done = promptfed("run", folder / "run.toml", "--out", folder / "out")
+    assert done.returncode == 0, done.stderr
+    assert "in-process simulation" in done.stdout
+    assert "fm_dm" in done.stdout
+    assert "report.html" in done.stdout
+    return folder
+
+
+def test_run_as_json_prints_the_summary_alone(workspace: Path, tmp_path: Path) -> None:
+    done = promptfed("run", workspace / "run.toml", "--out", tmp_path / "o", "--set", "seed=2", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["seed"] == 2
+
+
+def test_an_existing_folder_is_refused_with_the_way_out(workspace: Path) -> None:
+    done = promptfed("run", workspace / "run.toml", "--out", workspace / "out")
+
+    assert done.returncode == 2
+    assert "--force" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_estimates_and_writes_nothing(workspace: Path, tmp_path: Path) -> None:
+    done = promptfed("run", workspace / "run.toml", "--out", tmp_path / "none", "--dry-run", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["phases"]["tuning"]["fm_calls"] == 400
+    assert not (tmp_path / "none").exists()
+
+
+def test_predict_reads_lines_and_writes_json_lines(workspace: Path) -> None:
+    fm = ("--fm", "scripted:overlap")
+    text = "The plot seemed superb.\nThe cast seemed dreadful.\n"
+
+    pooled = promptfed("predict", workspace / "out", *fm, stdin=text)
+    own = promptfed("predict", workspace / "out", *fm, "--client", "site0", stdin=text)
+    stranger = promptfed("predict", workspace / "out", *fm, "--client", "siteX", stdin=text)
+
+    for done in (pooled, own):
+        assert done.returncode == 0, done.stderr
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [set(a["proba"]) for a in answers] == [{"negative", "positive"}] * 2
+    assert pooled.stdout != own.stdout
+    assert stranger.returncode == 2
+    assert "site0, site1" in stranger.stderr
+
+
+def test_eval_measures_a_prompt_on_a_file(workspace: Path) -> None:
+    done = promptfed(
+        "eval", workspace / "out" / "prompt.json", workspace / "test.csv", "--fm", "scripted:overlap", "--json"
+    )
+
+    assert done.returncode == 0, done.stderr
+    body = json.loads(done.stdout)
+    assert body["n"] == 24
+    assert 0.5 < body["metrics"]["accuracy"]["value"] <= 1.0
+
+
+def test_compare_report_and_methods(workspace: Path) -> None:
+    run = workspace / "out"
+    compared = promptfed("compare", run, run, "--arm", "fm", "--arm-b", "zero_shot", "--json")
+    (run / "report.html").unlink()
+    reported = promptfed("report", run)
+    methods = promptfed("methods", "--json")
+
+    assert json.loads(compared.stdout)["n_texts"] == 24
+    assert reported.returncode == 0
+    assert (run / "report.html").is_file()
+    assert "race" in [m["name"] for m in json.loads(methods.stdout)]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("budget.max_fm_call=3", "did you mean 'max_fm_calls'"),
+        ("method.name=rase", "did you mean 'race'"),
+        ("budget.max_fm_calls=10", "too small"),
+        ("data.text_column=body", "no column 'body'"),
+        ("data.train=nowhere.csv", "no such file"),
+        ("fm.scorer=magic:8", "unknown FM kind 'magic'"),
+        ("data.public=test.csv.gz", "no such file"),
+    ],
+)
+def test_user_errors_exit_with_2_and_words(workspace: Path, tmp_path: Path, change: str, says: str) -> None:
+    done = promptfed("run", workspace / "run.toml", "--out", tmp_path / "o", "--set", change)
+
+    assert done.returncode == 2, done.stderr
+    assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_finds_the_scripted_fm(workspace: Path) -> None:
+    done = promptfed("doctor", "--fm", "scripted:overlap", "--json")
+    broken = promptfed("doctor", "--fm", "magic:8", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert all(check["ok"] for check in json.loads(done.stdout))
+    assert broken.returncode == 3
+    assert [c["check"] for c in json.loads(broken.stdout) if not c["ok"]] == ["FM magic:8"]
+
+
+def test_every_error_class_has_an_exit_code() -> None:
+    def tree(kind: type[PromptfedError]) -> list[type[PromptfedError]]:
+        return [kind, *(k for sub in kind.__subclasses__() for k in tree(sub))]
+
+    codes = {kind.__name__: kind.exit_code for kind in tree(PromptfedError)}
+
+    assert {codes[n] for n in ("UserError", "ConfigError", "DataError", "UnknownNameError", "CapabilityError")} == {2}
+    assert {codes[n] for n in ("RunError", "FMError", "BudgetError", "WireError")} == {3}

@@ -1,0 +1,306 @@
+"""The wire codec: every message comes back as it was sent, and anything else is a `WireError`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, get_args
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptfed import messages as m
+from promptfed.errors import WireError
+from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.template import SLOT, PromptTemplate
+from promptfed.types import LabelRequest, TextRequest
+
+# Numbers travel as 32-bit floats: only such numbers come back bit by bit.
+number = st.floats(width=32, allow_nan=False, allow_infinity=False)
+count = st.integers(min_value=0, max_value=2**40)
+word = st.text(min_size=1, max_size=8).filter(lambda w: bool(w.strip()))
+texts = st.lists(st.text(max_size=20), max_size=4).map(tuple)
+numbers = st.lists(number, max_size=6).map(tuple)
+
+
+@st.composite
+def templates(draw: st.DrawFn, n_words: int = 2) -> PromptTemplate:
+    free = st.text(max_size=20).filter(lambda t: SLOT not in t)
+    text = draw(free) + SLOT + draw(free)
+    words = draw(st.lists(word, min_size=n_words, max_size=n_words, unique=True))
+    return PromptTemplate(text=text, words=tuple(words), separator=draw(st.text(max_size=2)))
+
+
+@st.composite
+def prompt_sets(draw: st.DrawFn) -> PromptSet:
+    n_labels, n_prompts = draw(st.integers(2, 4)), draw(st.integers(1, 3))
+    return PromptSet(
+        labels=tuple(draw(st.lists(word, min_size=n_labels, max_size=n_labels, unique=True))),
+        prompts=tuple(draw(templates(n_labels)) for _ in range(n_prompts)),
+        weights=tuple(draw(number) for _ in range(n_prompts)),
+        bias=tuple(draw(number) for _ in range(n_labels)),
+    )
+
+
+prompts = st.lists(templates(), max_size=3).map(tuple)
+label_requests = st.builds(LabelRequest, prefix=st.text(), text=st.text(), suffix=st.text(), labels=texts)
+text_requests = st.builds(
+    TextRequest, prompt=st.text(), max_tokens=count, temperature=number, top_p=number, seed=count, stop=texts
+)
+measured = st.dictionaries(st.text(max_size=10), number, max_size=4)
+
+TASK_BODIES: dict[type, st.SearchStrategy[Any]] = {
+    m.Join: st.builds(m.Join),
+    m.Write: st.builds(m.Write, requests=st.lists(text_requests, max_size=3).map(tuple)),
+    m.Weigh: st.builds(m.Weigh, requests=st.lists(label_requests, max_size=3).map(tuple)),
+    m.Vote: st.builds(m.Vote, texts=texts),
+    m.Ask: st.builds(m.Ask, prompts=prompts, stop=st.none() | count),
+    m.Score: st.builds(
+        m.Score,
+        prompts=prompts,
+        sets=st.lists(st.lists(count, max_size=3).map(tuple), max_size=3).map(tuple),
+        stop=count,
+        weights=numbers,
+        bias=numbers,
+    ),
+    m.Newton: st.builds(m.Newton, prompts=prompts, stop=st.none() | count, weights=numbers, bias=numbers),
+    m.Adopt: st.builds(m.Adopt, prompt=prompt_sets()),
+    m.FitHead: st.builds(m.FitHead, head=numbers),
+    m.Evaluate: st.builds(m.Evaluate, arm=st.text(), prompt=st.none() | prompt_sets(), head=numbers),
+}
+REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
+    m.Joined: st.builds(m.Joined, n_train=count, n_test=count, labels=texts, n_dropped=count),
+    m.Written: st.builds(m.Written, texts=texts),
+    m.Weighed: st.builds(m.Weighed, logprobs=st.lists(numbers, max_size=3).map(tuple)),
+    m.Votes: st.builds(m.Votes, n_labels=count, shares=st.binary(max_size=30)),
+    m.Scored: st.builds(m.Scored, n=count, total=numbers, diff=numbers, diff_sq=numbers),
+    m.MomentSums: st.builds(m.MomentSums, n=count, total=numbers, squares=numbers),
+    m.NewtonPart: st.builds(m.NewtonPart, n=count, loss=number, gradient=numbers, hessian=numbers),
+    m.Adopted: st.builds(m.Adopted, n_calibration=count),
+    m.Head: st.builds(m.Head, n=count, weights=numbers),
+    m.Evaluated: st.builds(m.Evaluated, n=count, values=measured, errors=measured, calls_per_prediction=number),
+    m.Failed: st.builds(m.Failed, reason=st.text()),
+}
+
+
+def tasks(body: st.SearchStrategy[Any]) -> st.SearchStrategy[m.Task]:
+    phase = st.sampled_from(["tuning", "evaluation", "baselines"])
+    return st.builds(m.Task, round=count, client_id=st.text(max_size=10), phase=phase, grant=count, body=body)
+
+
+def replies(body: st.SearchStrategy[Any]) -> st.SearchStrategy[m.Reply]:
+    return st.builds(m.Reply, round=count, client_id=st.text(max_size=10), fm_calls=count, body=body)
+
+
+TEMPLATE = PromptTemplate(text="Review: {text}\nLabel:", words=("bad", "good"))
+TASK = m.Task(
+    round=3,
+    client_id="north",
+    phase="tuning",
+    grant=7,
+    body=m.Score(prompts=(TEMPLATE,), sets=((0,),), stop=7, weights=(1.5,), bias=(0.25, -0.25)),
+)
+REPLY = m.Reply(round=3, client_id="north", fm_calls=7, body=m.Scored(n=7, total=(5.25,), diff=(0.0,), diff_sq=(0.0,)))
+
+
+def test_every_message_of_the_module_is_covered_here() -> None:
+    assert set(TASK_BODIES) == set(get_args(m.TaskBody))
+    assert set(REPLY_BODIES) == set(get_args(m.ReplyBody))
+
+
+@pytest.mark.parametrize("kind", TASK_BODIES, ids=lambda k: k.__name__)
+@given(data=st.data())
+@settings(deadline=None, max_examples=25)
+def test_a_task_comes_back_as_it_was_sent(kind: type, data: st.DataObject) -> None:
+    task = data.draw(tasks(TASK_BODIES[kind]))
+
+    assert m.decode_task(m.encode(task)) == task
+
+
+@pytest.mark.parametrize("kind", REPLY_BODIES, ids=lambda k: k.__name__)
+@given(data=st.data())
+@settings(deadline=None, max_examples=25)
+def test_a_reply_comes_back_as_it_was_sent(kind: type, data: st.DataObject) -> None:
+    reply = data.draw(replies(REPLY_BODIES[kind]))
+
+    assert m.decode_reply(m.encode(reply)) == reply
+
+
+def test_numbers_travel_as_32_bit_floats() -> None:
+    sent = m.Reply(round=1, client_id="a", fm_calls=0, body=m.Head(n=1, weights=(0.1,) * 1000))
+
+    received = m.decode_reply(m.encode(sent))
+
+    assert isinstance(received.body, m.Head)
+    assert received.body.weights[0] == pytest.approx(0.1, rel=1e-7)
+    # 5 bytes a number (a type byte and 4 of the number), and less than 100 for everything else.
+    assert 5000 <= len(m.encode(sent)) < 5100
+
+
+def test_equal_messages_have_equal_bytes() -> None:
+    assert m.encode(TASK) == m.encode(m.decode_task(m.encode(TASK)))
+
+
+# ---------------------------------------------------------------- what is not a message
+
+
+@given(data=st.binary(max_size=60))
+@settings(deadline=None, max_examples=100)
+def test_noise_is_a_wire_error(data: bytes) -> None:
+    for decode in (m.decode_task, m.decode_reply):
+        with pytest.raises(WireError):
+            decode(data)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 10, 40, len(m.encode(TASK)) - 1, len(m.encode(TASK))])
+def test_a_task_that_was_cut_off_is_a_wire_error(cut: int) -> None:
+    with pytest.raises(WireError):
+        m.decode_task(m.encode(TASK)[:-cut])
+
+
+def test_every_cut_of_a_reply_is_a_wire_error() -> None:
+    whole = m.encode(REPLY)
+
+    for length in range(len(whole)):
+        with pytest.raises(WireError):
+            m.decode_reply(whole[:length])
+
+
+def test_bytes_after_the_message_are_a_wire_error() -> None:
+    with pytest.raises(WireError):
+        m.decode_reply(m.encode(REPLY) + b"\x00")
+
+
+@given(place=st.integers(0, len(m.encode(TASK)) - 1), value=st.integers(0, 255))
+@settings(deadline=None, max_examples=200)
+def test_a_changed_byte_gives_a_task_or_a_wire_error_and_nothing_else(place: int, value: int) -> None:
+    changed = bytearray(m.encode(TASK))
+    changed[place] = value
+
+    try:
+        decoded = m.decode_task(bytes(changed))
+    except WireError:
+        return
+
+    assert isinstance(decoded, m.Task)
+
+
+@given(place=st.integers(0, len(m.encode(REPLY)) - 1), value=st.integers(0, 255))
+@settings(deadline=None, max_examples=200)
+def test_a_changed_byte_gives_a_reply_or_a_wire_error_and_nothing_else(place: int, value: int) -> None:
+    changed = bytearray(m.encode(REPLY))
+    changed[place] = value
+
+    try:
+        decoded = m.decode_reply(bytes(changed))
+    except WireError:
+        return
+
+    assert isinstance(decoded, m.Reply)
+
+
+@pytest.mark.parametrize("depth", [100, 2_000, 100_000])
+def test_endless_nesting_is_a_wire_error(depth: int) -> None:
+    with pytest.raises(WireError):
+        m.decode_task(b"\x91" * depth)
+
+
+def test_a_huge_announced_length_is_a_wire_error() -> None:
+    with pytest.raises(WireError):
+        m.decode_task(b"\xdd\xff\xff\xff\xff")  # "an array of 2**32 - 1 items follows"
+
+
+def _packed(message: m.Task | m.Reply, **changes: Any) -> bytes:
+    """The message with top-level fields replaced, or with ``body`` fields replaced under ``body=``."""
+    raw = asdict(message)
+    body = changes.pop("body", {})
+    raw.update(changes)
+    if isinstance(body, dict):
+        raw["body"].update(body)
+    else:
+        raw["body"] = body
+    packed: bytes = msgpack.packb({k: v for k, v in raw.items() if v is not ...})
+    return packed
+
+
+def test_the_helper_packs_what_the_codec_reads() -> None:
+    assert m.decode_task(_packed(TASK)) == TASK
+    assert m.decode_reply(_packed(REPLY)) == REPLY
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"surprise": 1},
+        {"body": {"surprise": 1}},
+        {"client_id": ...},
+        {"body": None},
+        {"body": "scored"},
+        {"body": []},
+        {"body": {"kind": "no such kind"}},
+        {"body": {"kind": None}},
+        {"body": {"kind": "failed"}},
+        {"body": {"total": 1.0}},
+        {"body": {"total": ["much"]}},
+        {"body": {"total": None}},
+        {"body": {"n": "seven"}},
+        {"body": {"n": 7.5}},
+        {"fm_calls": None},
+        {"fm_calls": [1]},
+        {"client_id": 5},
+        {"client_id": ["north"]},
+    ],
+)
+def test_a_reply_with_a_wrong_field_is_a_wire_error(changes: dict[str, Any]) -> None:
+    with pytest.raises(WireError):
+        m.decode_reply(_packed(REPLY, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"surprise": 1},
+        {"phase": "holiday"},
+        {"grant": "many"},
+        {"body": {"surprise": 1}},
+        {"body": {"prompts": [{"text": "no slot", "words": ["a", "b"], "separator": " "}]}},
+        {"body": {"prompts": [{"text": "{text}", "words": ["a"], "separator": " "}]}},
+        {"body": {"prompts": [{"text": "{text}", "words": ["a", "b"], "separator": " ", "extra": 1}]}},
+        {"body": {"sets": [0]}},
+        {"body": {"stop": None}},
+    ],
+)
+def test_a_task_with_a_wrong_field_is_a_wire_error(changes: dict[str, Any]) -> None:
+    with pytest.raises(WireError):
+        m.decode_task(_packed(TASK, **changes))
+
+
+def test_an_inconsistent_prompt_set_is_a_wire_error() -> None:
+    body = {
+        "kind": "adopt",
+        "prompt": {"labels": ["a", "b"], "prompts": [asdict(TEMPLATE)], "weights": [1.0, 1.0], "bias": [0.0, 0.0]},
+    }
+    data = msgpack.packb({"round": 1, "client_id": "a", "phase": "tuning", "grant": 0, "body": body})
+
+    with pytest.raises(WireError):
+        m.decode_task(data)
+
+
+def test_a_task_is_not_a_reply() -> None:
+    with pytest.raises(WireError):
+        m.decode_reply(m.encode(TASK))
+    with pytest.raises(WireError):
+        m.decode_task(m.encode(REPLY))
+
+
+def test_the_error_names_the_field_and_never_quotes_the_value() -> None:
+    data = _packed(REPLY, body={"n": "a private text"})
+
+    with pytest.raises(WireError) as caught:
+        m.decode_reply(data)
+
+    assert "body" in str(caught.value)
+    assert ".n" in str(caught.value)
+    assert "private" not in str(caught.value)
+    assert caught.value.__cause__ is None

@@ -1,0 +1,195 @@
+"""What several test modules build their scenes from: a tiny encoder, made-up texts, clients without weights."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from clients.client import Client
+from clients.data import ClientData, Labelled, scoring_order
+from promptfed.federation.checkpoint import Checkpoint
+from promptfed.federation.events import EventLog
+from promptfed.federation.inprocess import InProcessTransport
+from promptfed.federation.server import Server
+from promptfed.fm.base import BaseFM
+from promptfed.fm.decorators import Metered
+from promptfed.fm.scripted import ScriptedFM
+from promptfed.ledger import Ledger
+from promptfed.messages import Reply, ReplyBody
+from promptfed.strategies.base import Federation, Round, Steps
+from promptfed.types import Capability, FloatArray, FMRequest, FMResponse
+
+T = TypeVar("T")
+
+LABELS = ("negative", "positive")
+CHEERFUL = ("wonderful", "superb", "lovely", "brilliant", "charming", "splendid")
+GLOOMY = ("dreadful", "boring", "horrid", "clumsy", "tedious", "stale")
+THINGS = ("film", "story", "cast", "music", "plot", "ending")
+
+
+class WordEncoder:
+    """Unit vectors from a bag of words hashed into 64 places: no weights, the same on every machine."""
+
+    encoder_id = "words-64"
+
+    def __init__(self, dimension: int = 64) -> None:
+        self._dimension = dimension
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        out = np.zeros((len(texts), self._dimension))
+        for row, text in zip(out, texts, strict=True):
+            row[0] = 0.1  # a text without words has a direction too
+            for word in re.findall(r"[a-z]+", text.lower()):
+                row[1 + int(hashlib.sha256(word.encode()).hexdigest(), 16) % (self._dimension - 1)] += 1.0
+        return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+
+class FailingFM(BaseFM):
+    """Raises what it is given, or answers with failures as values."""
+
+    fm_id = "failing@0"
+    capabilities = frozenset({Capability.TEXT, Capability.LABEL_LOGPROBS})
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
+
+    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        if self._error is not None:
+            raise self._error
+        return [FMResponse(error="refused") for _ in requests]
+
+
+class CountingFM(BaseFM):
+    """Passes everything on and remembers the size of each batch and every request."""
+
+    def __init__(self, inner: BaseFM) -> None:
+        self._inner = inner
+        self.batches: list[int] = []
+        self.requests: list[FMRequest] = []
+
+    @property
+    def fm_id(self) -> str:
+        return self._inner.fm_id
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return self._inner.capabilities
+
+    @property
+    def n_calls(self) -> int:
+        return len(self.requests)
+
+    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        self.batches.append(len(requests))
+        self.requests += requests
+        return await self._inner.complete(requests)
+
+
+def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end."""
+    return asyncio.run(coroutine)
+
+
+def sentences(n: int, seed: int = 0) -> Labelled:
+    """``n`` made-up reviews, half of each label; the label shows in one word out of six that mean the same."""
+    rng = np.random.default_rng([seed, 5])
+    labels = np.arange(n) % 2
+    texts = []
+    for label in labels:
+        word = str(rng.choice(CHEERFUL if label else GLOOMY))
+        texts.append(f"The {rng.choice(THINGS)} and the {rng.choice(THINGS)} seemed {word}.")
+    order = scoring_order(labels, rng)
+    return Labelled(texts=tuple(texts[i] for i in order), labels=labels[order].astype(np.int64))
+
+
+def public_texts() -> tuple[str, ...]:
+    """Unlabelled texts of the same kind that everybody may read."""
+    return tuple(f"A {word} {thing}." for thing in THINGS[:3] for word in (*CHEERFUL, *GLOOMY))
+
+
+def client_data(client_id: str, n_train: int = 20, n_test: int = 10, seed: int = 0) -> ClientData:
+    """One client's made-up texts; another ``seed``, other texts."""
+    return ClientData(client_id=client_id, train=sentences(n_train, seed), test=sentences(n_test, seed + 1000))
+
+
+@dataclass
+class Bench:
+    """A whole federation in this process, on a foundation model without weights."""
+
+    clients: dict[str, Client]
+    server: Server
+    ledger: Ledger
+    events: EventLog
+    fm: CountingFM
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def federation(self, **changes: Any) -> Federation:
+        values: dict[str, Any] = {
+            "clients": {c: len(client.data.train) for c, client in sorted(self.clients.items())},
+            "labels": LABELS,
+            "words": LABELS,
+            "instruction": "Is the review negative or positive?",
+            "public": public_texts(),
+            "max_fm_calls": 1000,
+            "max_prompts": 2,
+            "seed": 1,
+            "log": self.events.add,
+            **self.options,
+            **changes,
+        }
+        return Federation(**values)
+
+    def drive(self, steps: Steps[T], max_fm_calls: int, phase: Any = "tuning") -> T:
+        return wait_for(self.server.drive(steps, phase, max_fm_calls))
+
+
+def bench(
+    n_clients: int = 3,
+    n_train: int = 20,
+    n_test: int = 10,
+    *,
+    fm: BaseFM | None = None,
+    checkpoint: Checkpoint | None = None,
+    wrap: Callable[[InProcessTransport], Any] = lambda transport: transport,
+    **options: Any,
+) -> Bench:
+    """``n_clients`` clients with ``n_train`` texts each, a server and books. ``wrap`` may put a fault in the transport."""
+    counting = CountingFM(fm or ScriptedFM())
+    ledger, events = Ledger(), EventLog()
+    clients = {}
+    for c in range(n_clients):
+        data = client_data(f"client{c}", n_train, n_test, seed=c)
+        clients[data.client_id] = Client(
+            data, LABELS, Metered(counting, ledger, data.client_id), WordEncoder(), seed=1
+        )
+    server = Server(wrap(InProcessTransport(clients)), ledger, events, checkpoint)
+    return Bench(clients=clients, server=server, ledger=ledger, events=events, fm=counting, options=options)
+
+
+def reply(body: ReplyBody, client_id: str = "a", fm_calls: int = 0, round_number: int = 1) -> Reply:
+    """A reply as the server decodes it."""
+    return Reply(round=round_number, client_id=client_id, fm_calls=fm_calls, body=body)
+
+
+def replies(bodies: Mapping[str, ReplyBody]) -> dict[str, Reply]:
+    """What a method is sent: replies by client."""
+    return {client: reply(body, client) for client, body in bodies.items()}
+
+
+def finish(steps: Steps[T], answer: Callable[[Round], Mapping[str, Reply]]) -> tuple[list[Round], T]:
+    """Drive a method by hand: ``answer`` gives the replies to each round. The rounds seen, and the method's result."""
+    rounds: list[Round] = []
+    try:
+        round_ = next(steps)
+        while True:
+            rounds.append(round_)
+            round_ = steps.send(answer(round_))
+    except StopIteration as done:
+        result: T = done.value
+        return rounds, result
