@@ -17,8 +17,8 @@ from promptfed.prompts.calibration import Calibration, fit
 from promptfed.types import Encoder, FloatArray
 
 # How a client's own fits hold on to their priors; 1 means as strongly as one very informative text.
-CALIBRATION_STRENGTH = 4.0
-STACKER_STRENGTH = 4.0
+CALIBRATION_STRENGTH = 8.0
+STACKER_STRENGTH = 8.0
 
 # arm -> what it is; the order is the order of tables.
 ARMS = {
@@ -50,19 +50,20 @@ class Arms:
     ) -> None:
         self._data, self._train, self._n_labels = data, train_scores, n_labels
         self._encoder, self._domain_model = encoder, domain_model
-        self._test = ScoreStore(data.test)
+        self._test = ScoreStore(data.test, n_labels)
 
     def calibrate(self, prompt: PromptSet) -> Calibration:
-        """The client's own bias and weights, held to the pooled ones."""
+        """The client's own bias and weights, held to the pooled ones shifted to its label proportions."""
         scores, labels, _ = self._train.get(prompt.prompts)
         pooled = Calibration(weights=prompt.weights, bias=prompt.bias)
-        return fit(scores, labels, towards=pooled, strength=CALIBRATION_STRENGTH)
+        return fit(scores, labels, towards=pooled.shifted(self._train.log_prior), strength=CALIBRATION_STRENGTH)
 
     def stack(self, prompt: PromptSet) -> Calibration:
         """Weights of the prompts and of the domain model, fitted on the domain model's out-of-fold predictions."""
         scores, labels, rows = self._train.get(prompt.prompts)
         own = self.calibrate(prompt)
-        start = Calibration(weights=(*own.weights, 1.0), bias=own.bias)
+        # The domain model knows the label proportions: they must not count twice.
+        start = Calibration(weights=(*own.weights, 1.0), bias=own.bias).shifted(-self._train.log_prior)
         x = self._encoder.encode(self._data.train.texts)
         held_out = smoothed(out_of_fold(x, np.eye(self._n_labels)[self._data.train.labels]))[rows]
         return fit(with_source(scores, held_out), labels, towards=start, strength=STACKER_STRENGTH)

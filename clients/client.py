@@ -79,7 +79,7 @@ class Client:
         self._seed = seed
         self._encoder = encoder
         self._public_encoder = public_encoder or encoder
-        self.scores = ScoreStore(data.train)
+        self.scores = ScoreStore(data.train, len(labels))
         self._domain: LinearDomainModel | None = None
         self.arms = Arms(data, self.scores, len(labels), encoder, self.domain_model)
 
@@ -137,7 +137,8 @@ class Client:
                 return self._score(task.body)
             case Newton():
                 scores, labels, _ = self.scores.get(task.body.prompts, task.body.stop)
-                part = sums(scores, labels, Calibration(weights=task.body.weights, bias=task.body.bias))
+                at = Calibration(weights=task.body.weights, bias=task.body.bias).shifted(self.scores.log_prior)
+                part = sums(scores, labels, at)
                 return NewtonPart(n=part.n, loss=part.loss, gradient=_flat(part.gradient), hessian=_flat(part.hessian))
             case Adopt():
                 return self._adopt(task.body)

@@ -8,7 +8,7 @@ import numpy as np
 
 from clients.data import Labelled
 from promptfed.fm.base import BaseFM, as_scores
-from promptfed.prompts.calibration import Calibration, cross_fitted_proba
+from promptfed.prompts.calibration import Calibration, cross_fitted_proba, log_prior
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import FloatArray, IntArray
 
@@ -19,8 +19,9 @@ class ScoreStore:
     An item that the FM refused keeps its place: it is uniform where a number is needed and its score is 0.
     """
 
-    def __init__(self, data: Labelled) -> None:
+    def __init__(self, data: Labelled, n_labels: int) -> None:
         self.data = data
+        self.log_prior = log_prior(data.labels, n_labels)
         self._scores: dict[str, FloatArray] = {}  # prompt_id -> (n, K), nan where not asked
         self._failed: dict[str, IntArray] = {}  # prompt_id -> 0 or 1 a text
 
@@ -52,15 +53,13 @@ class ScoreStore:
         return scores[rows], self.data.labels[rows], rows
 
     def proper_scores(self, prompts: Sequence[PromptTemplate], stop: int, pooled: Calibration) -> FloatArray:
-        """1 - Brier/2 of each text, in [0, 1], higher is better, under calibration cross-fitted from ``pooled``."""
+        """1 - Brier/2 of each text, in [0, 1], higher is better, under calibration cross-fitted from ``pooled``,
+        which is for balanced labels, shifted to the client's own proportions."""
         scores, labels, rows = self.get(prompts, stop)
-        value = brier_score(cross_fitted_proba(scores, labels, towards=pooled), labels) if len(rows) else np.zeros(0)
+        start = pooled.shifted(self.log_prior)
+        value = brier_score(cross_fitted_proba(scores, labels, towards=start), labels) if len(rows) else np.zeros(0)
         failed = np.max([self._failed[p.prompt_id][rows] for p in prompts], axis=0)
         return np.where(failed > 0, 0.0, value)
-
-    def uncalibrated(self, prompt: PromptTemplate) -> FloatArray:
-        """Scores (n, 1, K) of one prompt on all texts."""
-        return self.get([prompt])[0]
 
     def adopt(self, other: ScoreStore, rows: IntArray) -> None:
         """Take over what ``other`` knows of the same texts: its text ``rows[i]`` is text i here."""

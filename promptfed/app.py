@@ -22,7 +22,7 @@ from promptfed.federation.checkpoint import Checkpoint
 from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, join, summarise
 from promptfed.federation.events import EventLog, Listener
 from promptfed.federation.inprocess import InProcessTransport
-from promptfed.federation.server import Server
+from promptfed.federation.server import Limits, Server
 from promptfed.fm.base import BaseFM, run_sync
 from promptfed.fm.decorators import Metered, Pooled, Retrying
 from promptfed.ledger import Ledger
@@ -338,7 +338,9 @@ class Simulation:
                 folder=folder,
             )
         checkpoint = Checkpoint(self.folder / "checkpoint" / name if self.folder else None)
-        return Fleet(clients, Server(InProcessTransport(clients), self.ledger, self.events, checkpoint))
+        limits = Limits(max_tokens=self.config.budget.max_tokens, max_usd=self.config.budget.max_usd)
+        server = Server(InProcessTransport(clients), self.ledger, self.events, checkpoint, limits)
+        return Fleet(clients, server)
 
     def _federation(self, n_train: Mapping[str, int]) -> Federation:
         config = self.config

@@ -29,5 +29,5 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All events of a run folder's events.jsonl."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """All events of a run folder's events.jsonl. (Not `splitlines`: text of the FM may hold other line separators.)"""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -7,6 +7,7 @@ is written or scored is written or scored at a client.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from promptfed.errors import BudgetError, RunError, WireError
@@ -24,14 +25,28 @@ class Transport(Protocol):
     async def exchange(self, tasks: Mapping[str, bytes]) -> dict[str, bytes]: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What tuning may spend beside FM calls. None: no limit."""
+
+    max_tokens: int | None = None
+    max_usd: float | None = None
+
+
 class Server:
     """One federation's server. Rounds are numbered through all phases of a run."""
 
     def __init__(
-        self, transport: Transport, ledger: Ledger, events: EventLog, checkpoint: Checkpoint | None = None
+        self,
+        transport: Transport,
+        ledger: Ledger,
+        events: EventLog,
+        checkpoint: Checkpoint | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._transport, self._ledger, self._events = transport, ledger, events
         self._checkpoint = checkpoint or Checkpoint(None)
+        self._limits = limits or Limits()
         self.round = 0
 
     async def drive(self, steps: Steps[T], phase: Phase, max_fm_calls: int) -> T:
@@ -45,12 +60,30 @@ class Server:
                     if granted + wanted > max_fm_calls:
                         left = f"{max_fm_calls - granted} of {max_fm_calls} are left"
                         raise BudgetError(f"round {round_.name!r} wants {wanted} FM calls; {left}")
+                    self._check_limits(phase, wanted)
                     replies = await self.exchange(round_, phase)
                     granted += sum(r.fm_calls for r in replies.values())
                     round_ = steps.send(replies)
             except StopIteration as done:
                 result: T = done.value
                 return result
+
+    def _check_limits(self, phase: Phase, wanted: int) -> None:
+        """Raise before a round that, at the mean price of the calls so far, would pass a limit of tuning."""
+        spent = self._ledger.total(phase)
+        if phase != "tuning" or not spent.fm_calls:
+            return
+        scale = 1 + wanted / spent.fm_calls
+        tokens, usd = (spent.prompt_tokens + spent.completion_tokens) * scale, spent.usd * scale
+        for key, ahead, most in (
+            ("max_tokens", tokens, self._limits.max_tokens),
+            ("max_usd", usd, self._limits.max_usd),
+        ):
+            if most is not None and ahead > most:
+                raise BudgetError(
+                    f"the next round would bring tuning to about {ahead:.6g}, over budget.{key} = {most:g}; it was not "
+                    f"started. Raise budget.{key} or lower budget.max_fm_calls"
+                )
 
     async def exchange(self, round_: Round, phase: Phase) -> dict[str, Reply]:
         """One round: encode, send, book, decode. Failed and malformed replies are logged and left out."""

@@ -26,7 +26,7 @@ def request_key(fm_id: str, request: FMRequest) -> str:
 def read_journal(path: Path) -> dict[str, FMResponse]:
     """All answers in a journal. A last line that was cut off is ignored; any other bad line is an error."""
     answers: dict[str, FMResponse] = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n") if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)

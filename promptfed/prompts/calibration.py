@@ -44,6 +44,10 @@ class Calibration:
         combined = np.einsum("j,njk->nk", np.asarray(self.weights), centre(scores))
         return np.asarray(combined + np.asarray(self.bias))
 
+    def shifted(self, offset: FloatArray) -> Calibration:
+        """With ``offset`` (K,) added to the bias."""
+        return Calibration(weights=self.weights, bias=tuple((np.asarray(self.bias) + offset).tolist()))
+
     def predict_proba(self, scores: FloatArray) -> FloatArray:
         """Label probabilities, shape (n, K)."""
         return np.asarray(softmax(self.logits(scores), axis=1))
@@ -89,6 +93,17 @@ def prior(n: int, total: FloatArray, squares: FloatArray) -> Calibration:
     return Calibration(weights=tuple(weights.tolist()), bias=tuple((-(weights @ mean)).tolist()))
 
 
+def log_prior(labels: IntArray, n_labels: int) -> FloatArray:
+    """Centred log of a client's label proportions (K,), each label counted once more than it occurs.
+
+    Under label shift a client's best bias is the bias for balanced labels plus this (Saerens et al., Neural Computation
+    2002, eq. 2.4). Clients add it on their side, so pooled biases are for balanced labels and proportions stay at home.
+    """
+    counts = np.bincount(labels, minlength=n_labels) + 1.0
+    logs = np.log(counts / counts.sum())
+    return np.asarray(logs - logs.mean())
+
+
 def mix(parts: Sequence[tuple[float, FloatArray]]) -> Calibration:
     """Calibrations (weight, bias (K,)) of single prompts as one of their set, all with the same say."""
     n = len(parts)
@@ -131,7 +146,7 @@ def newton_step(total: NewtonSums, at: Calibration, towards: Calibration, streng
 
 
 def fit(
-    scores: FloatArray, labels: IntArray, *, towards: Calibration | None = None, strength: float = 4.0, steps: int = 5
+    scores: FloatArray, labels: IntArray, *, towards: Calibration | None = None, strength: float = 8.0, steps: int = 5
 ) -> Calibration:
     """Fit (2) on ``scores`` (n, J, K) and ``labels`` (n,). ``strength`` is s: larger stays nearer to the prior.
 
@@ -145,7 +160,7 @@ def fit(
 
 
 def cross_fitted_proba(
-    scores: FloatArray, labels: IntArray, *, towards: Calibration | None = None, strength: float = 4.0, folds: int = 5
+    scores: FloatArray, labels: IntArray, *, towards: Calibration | None = None, strength: float = 8.0, folds: int = 5
 ) -> FloatArray:
     """Calibrated probabilities (n, K) of texts by fits that did not see their labels.
 

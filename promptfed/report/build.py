@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -38,7 +38,7 @@ NAMES = {
     "zero_shot": "zero-shot",
     "manual_few_shot": "hand-written",
     "manual_few_shot_calibrated": "hand-written, cal.",
-    "local_only": "each alone",
+    "local_only": "local tuning",
     "centralised": "all texts pooled",
 }
 # What a run ships, not what it is compared with.
@@ -112,7 +112,6 @@ class RoundEvent(_Record):
     round: int
     phase: str
     name: str
-    n_clients: int
     bytes_up: int
     bytes_down: int
     failures: dict[str, str]
@@ -183,22 +182,20 @@ def build_report(folder: Path) -> Path:
 def read_run(folder: Path) -> Run:
     """Read the four files. Raises `DataError`."""
     prompt = PromptSet.load(folder / "prompt.json")
-    path = folder / "summary.json"
-    summary = _checked(TypeAdapter(Summary), _read(path), str(path))
+    summary = _checked(TypeAdapter(Summary), _read(folder / "summary.json"), str(folder / "summary.json"))
     if summary.prompt_id != prompt.prompt_id:
         raise DataError(
             f"{folder}: summary.json is about prompt {summary.prompt_id}, prompt.json has {prompt.prompt_id}"
         )
     path = folder / "events.jsonl"
     events = []
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    # Not splitlines(): a model may have written one of the other characters that it takes for the end of a line.
+    for number, line in enumerate(_read(path).rstrip("\n").split("\n"), 1):
         record = _checked(TypeAdapter(dict[str, Any]), line, f"{path}: line {number}")
         if record.get("kind") in ("round", "heat", "sets"):
             events.append(_checked(_EVENT, line, f"{path}: line {number}"))
-    path = folder / "config.toml"
-    _read(path)
     try:
-        config = load_config(path)
+        config = load_config(folder / "config.toml")
     except ConfigError as error:
         raise DataError(str(error)) from None
     return Run(summary=summary, events=tuple(events), prompt=prompt, config=config)
@@ -242,7 +239,6 @@ def view(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "summary": summary,
-        "many": len(measured_clients(summary)) > MAX_PICTURES,
         "max_pictures": MAX_PICTURES,
         "client_arms": [arm for arm in CLIENT_ARMS if arm in summary.arms],
         **headline(summary),
@@ -264,8 +260,7 @@ def name_of(arm: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Tuned prompts less another arm, with a 95% interval. It takes the arms as if they were measured on different
-    texts, which is on the safe side where arms tend to be right on the same texts."""
+    """Tuned prompts less another arm, and half a 95% interval as if they were measured on different texts."""
 
     arm: str
     gain: float
@@ -290,14 +285,13 @@ def headline(summary: Summary) -> dict[str, Any]:
     comparisons.sort(key=lambda c: (c.arm != "zero_shot", c.gain))
     if not comparisons:
         return {"title": f"Tuned prompt {percent(tuned.mean)}", "tone": "even", "comparisons": []}
-    first = comparisons[0]
-    tone = first.tone
+    first, tone = comparisons[0], comparisons[0].tone
     opening = {"good": "Tuned prompt", "even": "No clear gain: tuned prompt", "bad": "No gain: tuned prompt"}[tone]
     title = f"{opening} {percent(tuned.mean)} against {percent(arms[first.arm].mean)} {name_of(first.arm)}"
     # What a reader could have had without this run must not stay in the small print.
     rivals = [c.arm for c in comparisons[1:] if c.gain <= 0 and c.arm != "centralised"]
     if rivals:
-        title += f", but {name_of(rivals[0])} reaches {percent(arms[rivals[0]].mean)}"
+        title += f"{', but' if tone == 'good' else ';'} {name_of(rivals[0])} reaches {percent(arms[rivals[0]].mean)}"
         tone = "even" if tone == "good" else tone
     return {"title": title, "tone": tone, "comparisons": comparisons}
 
@@ -318,15 +312,11 @@ def curves(run: Run) -> list[Markup]:
     return [curve(found, levels, run.summary.max_fm_calls, wide=wide) for wide in (True, False)] if found else []
 
 
-def measured_clients(summary: Summary) -> list[str]:
-    """Clients that held texts out."""
-    return sorted({c for of in summary.arms.values() for c in of.by_client})
-
-
 def client_rows(summary: Summary) -> list[tuple[str, dict[str, Value]]]:
     """Clients and their values by arm, the worst served by the tuned prompts first."""
     shown = {arm: summary.arms[arm].by_client for arm in CLIENT_ARMS if arm in summary.arms}
-    rows = [(c, {arm: of[c] for arm, of in shown.items() if c in of}) for c in measured_clients(summary)]
+    clients = sorted({c for of in shown.values() for c in of})
+    rows = [(c, {arm: of[c] for arm, of in shown.items() if c in of}) for c in clients]
     return sorted(rows, key=lambda row: row[1]["fm"].value if "fm" in row[1] else math.inf)
 
 
@@ -355,13 +345,10 @@ def history(events: Sequence[Event]) -> list[dict[str, Any]]:
     """How the best prompt (in heats) and the best set of prompts changed, in order."""
     out: list[dict[str, Any]] = []
     last: dict[str, list[str]] = {}
-    for e in events:
-        if isinstance(e, RoundEvent):
-            continue
-        single = isinstance(e, HeatEvent)
+    for e in (e for e in events if not isinstance(e, RoundEvent)):
         prompts, words = ((e.best_prompt,), e.best_words) if isinstance(e, HeatEvent) else (e.prompts, ())
         key = sorted((*prompts, *words))
-        out.append({"event": e, "single": single, "prompts": prompts, "words": words, "new": last.get(e.kind) != key})
+        out.append({"event": e, "prompts": prompts, "words": words, "new": last.get(e.kind) != key})
         last[e.kind] = key
     return out
 
@@ -379,12 +366,9 @@ def messages(rounds: Sequence[RoundEvent]) -> list[dict[str, Any]]:
 
 
 def _sum(accounts: Sequence[Account]) -> PhaseAccount:
-    total = PhaseAccount()
-    for account in accounts:
-        for name, value in asdict(account).items():
-            if name != "by_client":
-                setattr(total, name, getattr(total, name) + value)
-    return total
+    names = (*(f.name for f in fields(Account)), "wall_s")
+    sums: dict[str, Any] = {name: sum(getattr(account, name, 0) for account in accounts) for name in names}
+    return PhaseAccount(**sums)
 
 
 # ------------------------------------------------------------------------------------------------ numbers to read
@@ -396,19 +380,14 @@ def percent(share: float) -> str:
 
 
 def points(share: float) -> str:
-    """0.1227 -> "+12.3", percentage points with a sign."""
-    text = f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
-    return "0.0" if text[1:] == "0.0" else text
+    """0.1227 -> "+12.3", percentage points. The sign stays where they round to 0: it says on which side."""
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def human_bytes(n: int) -> str:
     """52149 -> "52.1 kB"."""
-    size = float(n)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+    power = min(3, max(0, (len(str(n)) - 1) // 3))
+    return f"{n / 1000**power:.{1 if power else 0}f} {('B', 'kB', 'MB', 'GB')[power]}"
 
 
 def human_seconds(seconds: float) -> str:

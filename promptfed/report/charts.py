@@ -171,7 +171,7 @@ def bars(title: str, rows: Sequence[Mark], quantity: str) -> Markup:
 
 def histogram(title: str, arm: str, values: Sequence[float], quantity: str) -> Markup:
     """How many clients have which value in [0, 1], in twenty bins, with the median marked."""
-    left, right, top, bottom = 40, SMALL - 14, 24, 150
+    left, right, top, bottom = 40, SMALL - 22, 24, 150
     counts = [0] * 20
     for value in values:
         counts[min(19, max(0, int(value * 20)))] += 1

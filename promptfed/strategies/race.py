@@ -44,7 +44,8 @@ from promptfed.types import Capability, FloatArray, TextRequest
 # Shares of max_fm_calls. What a stage leaves over goes to the last one, which scores the chosen set on more texts.
 WRITE_SHARE, FIRST_SHARE, VARY_SHARE, SECOND_SHARE, THIRD_SHARE = 0.03, 0.32, 0.12, 0.20, 0.14
 # Texts, over all clients, that decide the first heat: about 25 tell a hopeless prompt from a fair one.
-FIRST_TEXTS = 25
+# With a small budget fewer texts, so that there is a choice at all.
+FIRST_TEXTS, LEAST_TEXTS = 25, 8
 N_SECOND, N_THIRD = 10, 5
 # What the domain models vote on at most, how many words a label keeps to be framed, and how many as label words.
 MAX_CORPUS, MAX_VOCABULARY, N_SHORTLIST, N_WORDS = 600, 1200, 40, 5
@@ -68,10 +69,12 @@ class Race:
         session = Session(federation)
         rng = federation.rng(1)
         budget, n_clients = federation.max_fm_calls, len(federation.clients)
-        first_stop = max(1, round(FIRST_TEXTS / n_clients))
+        first_stop, least = (max(1, round(n / n_clients)) for n in (FIRST_TEXTS, LEAST_TEXTS))
+        while first_stop > least and int(budget * FIRST_SHARE) // (n_clients * first_stop) < N_SECOND:
+            first_stop -= 1
         n_first = int(budget * FIRST_SHARE) // (n_clients * first_stop)
         if n_first < 3:
-            needed = int(np.ceil(3 * n_clients * first_stop / FIRST_SHARE))
+            needed = int(np.ceil(3 * n_clients * least / FIRST_SHARE))
             raise ConfigError(
                 f"budget.max_fm_calls = {budget} is too small for one round of race with {n_clients} clients; "
                 f"give at least {needed}"
@@ -88,16 +91,15 @@ class Race:
             yield from self._heat(session, pool, children, first_stop)
 
         survivors = pool.diverse(N_SECOND)
-        stop = first_stop + max(1, int(budget * SECOND_SHARE) // (len(survivors) * n_clients))
+        stop = first_stop + more_texts(session, len(survivors), SECOND_SHARE)
         yield from self._heat(session, pool, survivors, stop)
         ranked = yield from rank_sets(session, [d.template() for d in survivors], stop)
         finalists = members(ranked, N_THIRD)
 
-        stop += max(1, int(budget * THIRD_SHARE) // (len(finalists) * n_clients))
+        stop += more_texts(session, len(finalists), THIRD_SHARE)
         ranked = yield from rank_sets(session, finalists, stop)
         chosen = ranked[0]
-        more = session.left // (len(chosen) * n_clients)
-        return (yield from session.calibrate(chosen, stop + more))
+        return (yield from session.calibrate(chosen, stop + more_texts(session, len(chosen), 1.0)))
 
     def _heat(self, session: Session, pool: _Pool, drafts: Sequence[Draft], stop: int) -> Steps[None]:
         """Score ``drafts`` on texts [0, stop) of every client and add them to the pool."""
@@ -155,6 +157,12 @@ class _Pool:
         return draft, self._entries[draft]
 
 
+def more_texts(session: Session, n_prompts: int, share: float) -> int:
+    """How many more texts of each client ``n_prompts`` can be scored on for ``share`` of the budget, or the rest."""
+    federation = session.federation
+    return min(int(federation.max_fm_calls * share), session.left) // (n_prompts * len(federation.clients))
+
+
 # ------------------------------------------------------------------------------------------------ proposing
 
 
@@ -162,10 +170,12 @@ def gather(session: Session, rng: np.random.Generator, max_calls: int) -> Steps[
     """Let the FM write and the domain models vote, and sort what came out into `Materials`."""
     federation = session.federation
     public = [t for t in federation.public if usable_exemplar(t, max_words=EXEMPLAR_WORDS)]
+    if not federation.public:
+        max_calls *= 2  # what the FM writes is then all there is to choose words from
     written = yield from session.write(writing_requests(federation, public, rng, max_calls - len(FRAMES)))
 
     by_label = yield from indicative_words(session, [*federation.public, *written])
-    shortlist = list(dict.fromkeys(word for mine in by_label for word in mine))
+    shortlist = list(dict.fromkeys([*federation.words, *(word for mine in by_label for word in mine)]))
 
     # "It was awful." for every frame and word: voted for by the domain models, and natural to the FM.
     framed = {word: [f"{frame} {word}." for frame in FRAMES] for word in shortlist}

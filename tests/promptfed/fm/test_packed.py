@@ -1,0 +1,216 @@
+"""The packed forward pass against transformers, on a random two-layer model in float32."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from promptfed.errors import ConfigError
+from promptfed.fm.packed import PackedLlama
+
+Tokens = Sequence[int]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def packed(tiny_llama: Path) -> PackedLlama:
+    return PackedLlama(tiny_llama, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_llama: Path) -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+
+
+@torch.inference_mode()
+def hidden_states(model: LlamaForCausalLM, tokens: Tokens) -> Tensor:
+    """Final hidden states (n_tokens, hidden) of one sequence alone, without padding or cache."""
+    states: Tensor = model.model(torch.tensor([list(tokens)])).last_hidden_state[0]
+    return states
+
+
+def expected(model: LlamaForCausalLM, sequences: Sequence[Tokens], prefix: Tokens, n_last: Sequence[int]) -> Tensor:
+    return torch.cat(
+        [hidden_states(model, [*prefix, *s])[-n:] for s, n in zip(sequences, n_last, strict=True)]
+    )
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    assert a.shape == b.shape
+    return bool((a - b).abs().max() < 1e-4)
+
+
+def test_the_model_under_test_has_grouped_query_heads_and_an_untied_head(packed: PackedLlama) -> None:
+    assert (packed.n_heads, packed.n_kv, packed.head_dim, packed.context) == (4, 2, 16, 64)
+    assert packed.head is not packed.embedding
+
+
+@pytest.mark.parametrize("prefix", [[], [7], [5, 6, 7, 8, 9, 10, 11]], ids=["none", "one token", "seven tokens"])
+@pytest.mark.parametrize(
+    ("sequences", "n_last"),
+    [
+        ([[1, 2, 3]], [1]),
+        ([[9]], [1]),
+        ([[1, 2, 3], [4, 5, 6]], [1, 1]),
+        ([[1], [2, 3, 4, 5, 6], [7, 8]], [1, 1, 1]),
+        ([[2, 3, 4, 5, 6], [1]], [1, 1]),
+        ([[1, 2, 3, 4], [5, 6]], [3, 2]),
+        ([[1, 2, 3, 4], [1, 2, 3, 4]], [4, 4]),
+    ],
+    ids=["one", "one token", "even", "ragged", "long first", "several last", "all tokens"],
+)
+def test_hidden_states_are_those_of_transformers(
+    packed: PackedLlama, reference: LlamaForCausalLM, prefix: list[int], sequences: list[list[int]], n_last: list[int]
+) -> None:
+    got = packed.hidden(sequences, packed.prefill(prefix), n_last)
+
+    assert same(got, expected(reference, sequences, prefix, n_last))
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_ragged_batch_agrees(packed: PackedLlama, reference: LlamaForCausalLM, data: st.DataObject) -> None:
+    token = st.integers(0, 255)
+    prefix = data.draw(st.lists(token, max_size=10))
+    sequences = data.draw(st.lists(st.lists(token, min_size=1, max_size=12), min_size=1, max_size=5))
+    n_last = [data.draw(st.integers(1, len(s))) for s in sequences]
+
+    got = packed.hidden(sequences, packed.prefill(prefix), n_last)
+
+    assert same(got, expected(reference, sequences, prefix, n_last))
+
+
+def test_the_whole_context_can_be_used(packed: PackedLlama, reference: LlamaForCausalLM) -> None:
+    prefix, sequence = list(range(40)), list(range(100, 124))
+
+    got = packed.hidden([sequence], packed.prefill(prefix), [24])
+
+    assert same(got, expected(reference, [sequence], prefix, [24]))
+
+
+def test_a_prefix_serves_many_batches_unchanged(packed: PackedLlama) -> None:
+    shared = packed.prefill([1, 2, 3])
+    before = [(k.clone(), v.clone()) for k, v in shared]
+
+    first = packed.hidden([[4, 5], [6]], shared, [1, 1])
+    packed.hidden([[9, 9, 9, 9]], shared, [4])
+
+    assert all(torch.equal(k, kk) and torch.equal(v, vv) for (k, v), (kk, vv) in zip(shared, before, strict=True))
+    assert torch.equal(packed.hidden([[4, 5], [6]], shared, [1, 1]), first)
+
+
+def test_an_empty_prefix_is_no_prefix(packed: PackedLlama) -> None:
+    assert packed.prefill([]) == []
+
+
+def test_logits_are_those_of_transformers(packed: PackedLlama, reference: LlamaForCausalLM) -> None:
+    with torch.inference_mode():
+        logits = reference(torch.tensor([[3, 1, 4, 1, 5]])).logits[0, -1]
+
+    got = packed.hidden([[4, 1, 5]], packed.prefill([3, 1]), [1])[0] @ packed.head.T
+
+    assert same(got, logits)
+
+
+def test_tied_embeddings_serve_as_the_head(tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_llama / "config.json", tmp_path)
+    weights = load_file(tiny_llama / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+
+    model = PackedLlama(tmp_path, dtype=torch.float32)
+
+    assert model.head is model.embedding
+
+
+def test_bfloat16_is_near(tiny_llama: Path, packed: PackedLlama) -> None:
+    half = PackedLlama(tiny_llama)
+
+    got, want = (m.hidden([[1, 2, 3, 4]], m.prefill([5, 6]), [4]).float() for m in (half, packed))
+
+    assert (torch.nn.functional.cosine_similarity(got, want) > 0.99).all()
+    assert half.embedding.dtype == torch.bfloat16
+
+
+# ---------------------------------------------------------------- models that it does not compute
+
+
+def changed(folder: Path, target: Path, **changes: object) -> Path:
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, **changes}))
+    return target
+
+
+def test_another_family_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Llama-family.*'mistral'"):
+        PackedLlama(changed(tiny_llama, tmp_path, model_type="mistral"))
+
+
+def test_scaled_rotary_embeddings_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    scaled = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 10000.0}
+
+    with pytest.raises(ConfigError, match="rotary"):
+        PackedLlama(changed(tiny_llama, tmp_path, rope_parameters=scaled))
+
+
+def test_another_base_of_the_rotations_is_followed(tiny_llama: Path, tmp_path: Path) -> None:
+    parameters = {"rope_type": "default", "rope_theta": 300.0}
+    folder = changed(tiny_llama, tmp_path, rope_parameters=parameters)
+    reference = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert reference.config.rope_parameters["rope_theta"] == 300.0
+
+    got = PackedLlama(folder, dtype=torch.float32).hidden([list(range(30))], [], [30])
+
+    assert same(got, hidden_states(reference, range(30)))
+
+
+@pytest.mark.parametrize("bias", ["attention_bias", "mlp_bias"])
+def test_a_llama_with_biases_is_computed_or_refused_but_never_computed_without_them(
+    tmp_path: Path, bias: str
+) -> None:
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+        **{bias: True},
+    )
+    torch.manual_seed(1)
+    reference = LlamaForCausalLM(config).eval()
+    for name, parameter in reference.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    reference.save_pretrained(tmp_path)
+
+    try:
+        model = PackedLlama(tmp_path, dtype=torch.float32)
+    except ConfigError:
+        return
+
+    assert same(model.hidden([[1, 2, 3]], [], [3]), hidden_states(reference, [1, 2, 3]))
+
+
+def test_another_activation_is_computed_or_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = changed(tiny_llama, tmp_path, hidden_act="gelu")
+
+    try:
+        model = PackedLlama(folder, dtype=torch.float32)
+    except ConfigError:
+        return
+
+    reference = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert same(model.hidden([[1, 2, 3]], [], [3]), hidden_states(reference, [1, 2, 3]))
