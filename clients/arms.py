@@ -16,10 +16,6 @@ from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, fit
 from promptfed.types import Encoder, FloatArray
 
-# How a client's own fits hold on to their priors; 1 means as strongly as one very informative text.
-CALIBRATION_STRENGTH = 8.0
-STACKER_STRENGTH = 8.0
-
 # arm -> what it is; the order is the order of tables.
 ARMS = {
     "fm": "the tuned set of prompts, calibrated by each client",
@@ -56,7 +52,7 @@ class Arms:
         """The client's own bias and weights, held to the pooled ones shifted to its label proportions."""
         scores, labels, _ = self._train.get(prompt.prompts)
         pooled = Calibration(weights=prompt.weights, bias=prompt.bias)
-        return fit(scores, labels, towards=pooled.shifted(self._train.log_prior), strength=CALIBRATION_STRENGTH)
+        return fit(scores, labels, towards=pooled.shifted(self._train.log_prior))
 
     def stack(self, prompt: PromptSet) -> Calibration:
         """Weights of the prompts and of the domain model, fitted on the domain model's out-of-fold predictions."""
@@ -66,7 +62,7 @@ class Arms:
         start = Calibration(weights=(*own.weights, 1.0), bias=own.bias).shifted(-self._train.log_prior)
         x = self._encoder.encode(self._data.train.texts)
         held_out = smoothed(out_of_fold(x, np.eye(self._n_labels)[self._data.train.labels]))[rows]
-        return fit(with_source(scores, held_out), labels, towards=start, strength=STACKER_STRENGTH)
+        return fit(with_source(scores, held_out), labels, towards=start)
 
     async def predict(self, task: Evaluate, fm: BaseFM) -> tuple[FloatArray, float]:
         """Probabilities (n_test, K) of ``task.arm`` and the FM calls that one prediction takes."""
