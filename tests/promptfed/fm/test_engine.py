@@ -150,7 +150,7 @@ def test_one_character_too_many_is_flagged(fm: EmbeddedFM) -> None:
     assert got.prompt_tokens == CONTEXT - 1
 
 
-@pytest.mark.parametrize("n_prefix", [CONTEXT - 1, CONTEXT, CONTEXT + 1, 5 * CONTEXT])
+@pytest.mark.parametrize("n_prefix", [CONTEXT, CONTEXT + 1, 5 * CONTEXT])
 def test_a_prompt_that_leaves_no_room_fails_as_a_value(fm: EmbeddedFM, n_prefix: int) -> None:
     got = answer(fm, label("text", prefix="p" * n_prefix), label("text"))
 
@@ -229,13 +229,13 @@ def test_an_empty_prompt_can_be_continued(fm: EmbeddedFM) -> None:
 
 
 @pytest.mark.parametrize("n", [CONTEXT - 2, CONTEXT, 10 * CONTEXT])
-def test_a_prompt_that_fills_the_context_is_cut_to_leave_room_and_flagged(fm: EmbeddedFM, n: int) -> None:
+def test_a_prompt_that_fills_the_context_is_cut_or_the_writing_ends_early(fm: EmbeddedFM, n: int) -> None:
     (got,) = answer(fm, TextRequest(prompt="p" * n, max_tokens=8, stop=()))
 
     assert got.error is None
-    assert got.text is not None
-    assert got.truncated
+    assert got.completion_tokens >= 1
     assert got.prompt_tokens + got.completion_tokens <= CONTEXT + 1
+    assert got.truncated == (got.prompt_tokens < n)
 
 
 def test_several_texts_of_one_prompt_share_it(fm: EmbeddedFM) -> None:
