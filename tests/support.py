@@ -159,15 +159,13 @@ def bench(
     wrap: Callable[[InProcessTransport], Any] = lambda transport: transport,
     **options: Any,
 ) -> Bench:
-    """``n_clients`` clients with ``n_train`` texts each, a server and books. ``wrap`` may put a fault in the transport."""
+    """``n_clients`` clients with ``n_train`` texts each, a server and books. ``wrap`` may put a fault on the wire."""
     counting = CountingFM(fm or ScriptedFM())
     ledger, events = Ledger(), EventLog()
     clients = {}
     for c in range(n_clients):
         data = client_data(f"client{c}", n_train, n_test, seed=c)
-        clients[data.client_id] = Client(
-            data, LABELS, Metered(counting, ledger, data.client_id), WordEncoder(), seed=1
-        )
+        clients[data.client_id] = Client(data, LABELS, Metered(counting, ledger, data.client_id), WordEncoder(), seed=1)
     server = Server(wrap(InProcessTransport(clients)), ledger, events, checkpoint)
     return Bench(clients=clients, server=server, ledger=ledger, events=events, fm=counting, options=options)
 

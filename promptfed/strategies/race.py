@@ -187,9 +187,10 @@ def gather(session: Session, rng: np.random.Generator, max_calls: int) -> Steps[
     votes = (yield from session.vote(texts)) if texts else np.zeros((0, len(federation.labels)))
     n_framed = fluency.size
     natural = np.concatenate([FLUENCY * fluency.T.ravel(), [SHORTNESS * len(text.split()) for text in loose]])
+    evidence = _evidence(votes)
     exemplars, other_words = [], []
     for label in range(len(federation.labels)):
-        worth = np.where(votes.argmax(axis=1) == label, _logit(votes[:, label]) + natural, -np.inf)
+        worth = np.where(evidence[:, label] > 0, evidence[:, label] + natural, -np.inf)
         best = [int(i) for i in np.argsort(-worth, kind="stable") if np.isfinite(worth[i])]
         best_framed, best_loose = [i for i in best if i < n_framed], [i for i in best if i >= n_framed]
         exemplars.append(tuple(texts[i] for i in (*best_framed[:N_FRAMED], *best_loose[:N_LOOSE])))
@@ -253,7 +254,7 @@ def clean_texts(written: Sequence[str], words: Sequence[str]) -> list[str]:
 def indicative_words(session: Session, corpus: Sequence[str]) -> Steps[list[list[str]]]:
     """For each label, up to `N_SHORTLIST` words of public or written text that stand for it.
 
-    A word's worth is the log-odds of the domain models' vote on the word itself plus twice the gain in log-odds of
+    A word's worth is the evidence of the domain models' vote on the word itself plus twice the gain in log-odds of
     their votes on the texts that hold it: the first knows meaning, the second keeps function words out.
     """
     n_labels = len(session.federation.labels)
@@ -272,12 +273,27 @@ def indicative_words(session: Session, corpus: Sequence[str]) -> Steps[list[list
     for words, vote in zip(holds, of_texts, strict=True):
         mean[[index[word] for word in words if word in index]] += vote
     mean /= 2.0 + np.array([counts[word] for word in vocabulary])[:, None]
-    worth = _logit(of_words) + 2.0 * (_logit(mean) - _logit(base))
+    worth = _evidence(of_words) + 2.0 * (_logit(mean) - _logit(base))
     order = np.argsort(-worth, axis=0, kind="stable")
     return [
         [vocabulary[i] for i in order[:, label] if worth[i].argmax() == label][:N_SHORTLIST]
         for label in range(n_labels)
     ]
+
+
+def _evidence(votes: FloatArray) -> FloatArray:
+    """How much votes (n, K) speak for each label and against the next best one, in log-odds; at most one is positive.
+
+    Odds are over what is usual for the label: text about nothing is no evidence for the label that the domain models
+    happen to give it.
+    """
+    if not len(votes):
+        return votes
+    odds = _logit(votes)
+    odds = odds - odds.mean(axis=0)
+    top = np.sort(odds, axis=1)
+    best_other = np.where(odds == top[:, -1:], top[:, -2:-1], top[:, -1:])
+    return np.asarray(odds - best_other)
 
 
 def _logit(p: FloatArray) -> FloatArray:

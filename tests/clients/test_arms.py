@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clients.arms import ARMS, CALIBRATION_STRENGTH, RAW, Arms, with_source
+from clients.arms import ARMS, RAW, Arms, with_source
 from clients.client import Client
+from clients.data import ClientData, Labelled
 from clients.domain import LinearHead, smoothed
 from promptfed.errors import RunError, UnknownNameError
 from promptfed.fm.base import BaseFM
@@ -23,15 +24,26 @@ Q = PromptTemplate(text="It seems boring.\nLabel: negative\n\nText: {text}\nLabe
 PAIR = PromptSet(labels=LABELS, prompts=(P, Q), weights=(0.7, 0.3), bias=(0.25, -0.25))
 
 
+def mostly_cheerful() -> ClientData:
+    """Held-out texts of both labels alike; 15 cheerful and 5 gloomy ones to train on."""
+    data = client_data("north", 30, 12)
+    kept = np.concatenate([np.flatnonzero(data.train.labels == 1), np.flatnonzero(data.train.labels == 0)[:5]])
+    order = np.random.default_rng(0).permutation(kept)
+    train = Labelled(texts=tuple(data.train.texts[i] for i in order), labels=data.train.labels[order])
+    return ClientData(client_id="north", train=train, test=data.test)
+
+
 def scene(fm: BaseFM | None = None) -> tuple[Arms, Client, CountingFM]:
     counting = CountingFM(fm or ScriptedFM())
-    client = Client(client_data("north", 30, 12), LABELS, counting, WordEncoder(), seed=1)
-    wait_for(client.scores.ask(counting, PAIR.prompts, 24))
+    client = Client(mostly_cheerful(), LABELS, counting, WordEncoder(), seed=1)
+    wait_for(client.scores.ask(counting, PAIR.prompts, 16))
     counting.requests.clear()
     return client.arms, client, counting
 
 
-def predict(arms: Arms, fm: BaseFM, arm: str, prompt: PromptSet | None = PAIR, head: tuple[float, ...] = ()) -> FloatArray:
+def predict(
+    arms: Arms, fm: BaseFM, arm: str, prompt: PromptSet | None = PAIR, head: tuple[float, ...] = ()
+) -> FloatArray:
     return wait_for(arms.predict(Evaluate(arm=arm, prompt=prompt, head=head), fm))[0]
 
 
@@ -47,12 +59,13 @@ def test_the_pooled_arm_uses_the_calibration_of_the_prompt_set() -> None:
 def test_the_calibrated_arm_is_fitted_on_training_scores_alone() -> None:
     arms, client, fm = scene()
     train, labels, _ = client.scores.get(PAIR.prompts)
-    own = fit(
-        train, labels, towards=Calibration(weights=PAIR.weights, bias=PAIR.bias), strength=CALIBRATION_STRENGTH
-    )
+    # Label proportions 16/22 and 6/22 (each counted once more) move the pooled bias of (1/4, -1/4).
+    half = 0.5 * np.log(16 / 6)
+    start = Calibration(weights=(0.7, 0.3), bias=(0.25 - half, -0.25 + half))
+    own = fit(train, labels, towards=start)
     test = np.stack([np.asarray(fm.score_labels(p, client.data.test.texts)) for p in PAIR.prompts], axis=1)
 
-    assert len(train) == 24
+    assert len(train) == 16
     assert predict(arms, fm, "fm") == pytest.approx(own.predict_proba(test))
 
 
@@ -138,10 +151,14 @@ def test_an_arm_without_the_prompt_that_it_needs(arm: str) -> None:
         predict(arms, fm, arm, None)
 
 
-def test_a_client_that_scored_nothing_keeps_the_pooled_calibration() -> None:
-    client = Client(client_data("north", 10, 6), LABELS, ScriptedFM(), WordEncoder(), seed=1)
+def test_a_client_that_scored_nothing_has_the_pooled_calibration_shifted_to_its_labels() -> None:
+    client = Client(mostly_cheerful(), LABELS, ScriptedFM(), WordEncoder(), seed=1)
 
-    assert client.arms.calibrate(PAIR) == Calibration(weights=PAIR.weights, bias=PAIR.bias)
+    got = client.arms.calibrate(PAIR)
+
+    half = 0.5 * np.log(16 / 6)
+    assert got.weights == PAIR.weights
+    assert got.bias == pytest.approx((0.25 - half, -0.25 + half))
 
 
 def test_with_source_appends_a_source() -> None:

@@ -50,7 +50,7 @@ from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, cross_fitted_proba, moments, sums
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.race import Race
-from promptfed.types import FMRequest, FMResponse, LabelRequest, TextRequest
+from promptfed.types import FloatArray, FMRequest, FMResponse, LabelRequest, TextRequest
 from tests.support import LABELS, CountingFM, FailingFM, WordEncoder, bench, client_data, wait_for
 
 P = PromptTemplate(text="It seems wonderful.\nLabel: positive\n\nText: {text}\nLabel:", words=LABELS)
@@ -166,8 +166,20 @@ def score_task(*sets: tuple[int, ...], stop: int = 12) -> Score:
     return Score(prompts=(P, Q), sets=sets, stop=stop, weights=(1.0, 2.0), bias=(0.2, -0.2, 0.0, 0.4))
 
 
+def mostly_cheerful() -> ClientData:
+    """15 cheerful texts and 5 gloomy ones: with one more each, 6/22 and 16/22."""
+    data = client_data("north", 30, 10)
+    kept = np.concatenate([np.flatnonzero(data.train.labels == 1), np.flatnonzero(data.train.labels == 0)[:5]])
+    order = np.random.default_rng(0).permutation(kept)
+    train = Labelled(texts=tuple(data.train.texts[i] for i in order), labels=data.train.labels[order])
+    return ClientData(client_id="north", train=train, test=data.test)
+
+
+LEAN = 0.5 * np.log(16 / 6)  # towards label 1, from label 0
+
+
 def test_score_sends_sums_of_scores_and_of_differences_to_the_first_set() -> None:
-    client, fm = a_client()
+    client, fm = a_client(data=mostly_cheerful())
     scored(client)
     fm.requests.clear()
 
@@ -175,16 +187,20 @@ def test_score_sends_sums_of_scores_and_of_differences_to_the_first_set() -> Non
 
     assert isinstance(reply.body, Scored)
     scores, labels, _ = client.scores.get((P, Q), 12)
-    by_hand = [
-        brier_score(cross_fitted_proba(scores[:, [0]], labels, towards=Calibration(weights=(1.0,), bias=(0.2, -0.2))), labels),
-        brier_score(cross_fitted_proba(scores[:, [1]], labels, towards=Calibration(weights=(2.0,), bias=(0.0, 0.4))), labels),
-        # As a set: halved weights, mean of the biases.
-        brier_score(cross_fitted_proba(scores, labels, towards=Calibration(weights=(0.5, 1.0), bias=(0.1, 0.1))), labels),
+
+    def by_hand(sources: list[int], weights: tuple[float, ...], bias: tuple[float, float]) -> FloatArray:
+        start = Calibration(weights=weights, bias=(bias[0] - LEAN, bias[1] + LEAN))
+        return brier_score(cross_fitted_proba(scores[:, sources], labels, towards=start), labels)
+
+    expected = [
+        by_hand([0], (1.0,), (0.2, -0.2)),
+        by_hand([1], (2.0,), (0.0, 0.4)),
+        by_hand([0, 1], (0.5, 1.0), (0.1, 0.1)),  # as a set: halved weights, mean of the biases
     ]
     assert reply.body.n == 12
-    assert reply.body.total == pytest.approx([s.sum() for s in by_hand], rel=1e-5)
-    assert reply.body.diff == pytest.approx([(s - by_hand[0]).sum() for s in by_hand], abs=1e-5)
-    assert reply.body.diff_sq == pytest.approx([((s - by_hand[0]) ** 2).sum() for s in by_hand], abs=1e-5)
+    assert reply.body.total == pytest.approx([s.sum() for s in expected], rel=1e-5)
+    assert reply.body.diff == pytest.approx([(s - expected[0]).sum() for s in expected], abs=1e-5)
+    assert reply.body.diff_sq == pytest.approx([((s - expected[0]) ** 2).sum() for s in expected], abs=1e-5)
     assert fm.n_calls == 0
 
 
@@ -199,16 +215,15 @@ def test_scores_are_bounded() -> None:
     assert all(0.0 <= square <= reply.body.n for square in reply.body.diff_sq)
 
 
-def test_newton_sends_the_sums_at_the_given_place() -> None:
-    client, _ = a_client()
+def test_newton_sends_the_sums_at_the_given_place_shifted_to_its_labels() -> None:
+    client, _ = a_client(data=mostly_cheerful())
     scored(client)
-    at = Calibration(weights=(1.0, 0.5), bias=(0.25, -0.25))
 
-    reply = ask(client, Newton(prompts=(P, Q), stop=8, weights=at.weights, bias=at.bias), grant=0)
+    reply = ask(client, Newton(prompts=(P, Q), stop=8, weights=(1.0, 0.5), bias=(0.25, -0.25)), grant=0)
 
     assert isinstance(reply.body, NewtonPart)
     scores, labels, _ = client.scores.get((P, Q), 8)
-    part = sums(scores, labels, at)
+    part = sums(scores, labels, Calibration(weights=(1.0, 0.5), bias=(0.25 - LEAN, -0.25 + LEAN)))
     assert reply.body.n == 8
     assert reply.body.loss == pytest.approx(part.loss, rel=1e-5)
     assert reply.body.gradient == pytest.approx(part.gradient, abs=1e-4)
@@ -355,7 +370,9 @@ def test_a_task_for_another_client_is_refused() -> None:
     assert reply.client_id == "north"
 
 
-@pytest.mark.parametrize("data", [b"", b"rubbish", b"\x80", encode(Reply(round=1, client_id="north", fm_calls=0, body=Failed(reason="x")))])
+@pytest.mark.parametrize(
+    "data", [b"", b"rubbish", b"\x80", encode(Reply(round=1, client_id="north", fm_calls=0, body=Failed(reason="x")))]
+)
 def test_what_is_not_a_task_is_answered_too(data: bytes) -> None:
     reply = decode_reply(wait_for(a_client()[0].handle(data)))
 

@@ -34,11 +34,11 @@ class SomeFail(ScriptedFM):
 
 
 def store_of(*texts: str) -> ScoreStore:
-    return ScoreStore(Labelled(texts=texts, labels=np.arange(len(texts)) % 2))
+    return ScoreStore(Labelled(texts=texts, labels=np.arange(len(texts)) % 2), 2)
 
 
 def test_nothing_is_asked_twice() -> None:
-    store, fm = ScoreStore(sentences(10)), CountingFM(ScriptedFM())
+    store, fm = ScoreStore(sentences(10), 2), CountingFM(ScriptedFM())
 
     calls = [
         wait_for(store.ask(fm, prompts, stop))
@@ -52,7 +52,7 @@ def test_nothing_is_asked_twice() -> None:
 
 def test_scores_stand_where_their_text_stands() -> None:
     data = sentences(6)
-    store, fm = ScoreStore(data), ScriptedFM()
+    store, fm = ScoreStore(data, 2), ScriptedFM()
     wait_for(store.ask(fm, (P,), 3))
     wait_for(store.ask(fm, (P, Q), 6))
 
@@ -66,7 +66,7 @@ def test_scores_stand_where_their_text_stands() -> None:
 
 
 def test_get_gives_the_texts_that_all_prompts_share() -> None:
-    store, fm = ScoreStore(sentences(10)), ScriptedFM()
+    store, fm = ScoreStore(sentences(10), 2), ScriptedFM()
     wait_for(store.ask(fm, (P,), 7))
     wait_for(store.ask(fm, (Q,), 4))
 
@@ -101,7 +101,7 @@ def test_a_set_fails_where_any_of_its_prompts_failed() -> None:
 
 
 def test_a_model_that_raised_left_nothing_behind() -> None:
-    store = ScoreStore(sentences(4))
+    store = ScoreStore(sentences(4), 2)
     with pytest.raises(RuntimeError):
         wait_for(store.ask(FailingFM(RuntimeError("down")), (P,), 4))
 
@@ -109,19 +109,25 @@ def test_a_model_that_raised_left_nothing_behind() -> None:
     assert wait_for(store.ask(ScriptedFM(), (P,), 4)) == 4
 
 
-def test_proper_scores_are_brier_scores_of_cross_fitted_probabilities() -> None:
-    store = ScoreStore(sentences(12))
-    wait_for(store.ask(ScriptedFM(), (P,), 12))
-    pooled = Calibration(weights=(0.8,), bias=(0.3, -0.3))
+def test_proper_scores_are_brier_scores_under_the_pooled_calibration_shifted_and_cross_fitted() -> None:
+    plain = sentences(12)
+    # 6 cheerful texts and 2 gloomy ones: with one more each, 7/10 and 3/10.
+    kept = [i for i in range(12) if plain.labels[i]] + np.flatnonzero(plain.labels == 0)[:2].tolist()
+    store = ScoreStore(Labelled(texts=tuple(plain.texts[i] for i in kept), labels=plain.labels[kept]), 2)
+    wait_for(store.ask(ScriptedFM(), (P,), 8))
 
-    got = store.proper_scores((P,), 12, pooled)
+    got = store.proper_scores((P,), 8, Calibration(weights=(0.8,), bias=(0.3, -0.3)))
 
     scores, labels, _ = store.get((P,))
-    assert got == pytest.approx(brier_score(cross_fitted_proba(scores, labels, towards=pooled), labels))
+    half = 0.5 * np.log(7 / 3)
+    start = Calibration(weights=(0.8,), bias=(0.3 - half, -0.3 + half))
+    assert store.log_prior == pytest.approx([-half, half])
+    assert got == pytest.approx(brier_score(cross_fitted_proba(scores, labels, towards=start), labels))
 
 
-def test_proper_scores_of_no_text_are_none() -> None:
-    assert len(ScoreStore(sentences(4)).proper_scores((P,), 4, NEUTRAL)) == 0
+def test_a_prompt_that_was_never_asked_about_has_no_scores() -> None:
+    """A client that missed the asking still answers: over no text."""
+    assert len(ScoreStore(sentences(4), 2).proper_scores((P,), 4, NEUTRAL)) == 0
 
 
 def test_adopt_takes_over_the_same_texts() -> None:
@@ -146,7 +152,7 @@ def test_brier_score_by_hand() -> None:
 @given(n=st.integers(0, 12), stop=st.integers(0, 15), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=30)
 def test_proper_scores_lie_between_zero_and_one(n: int, stop: int, seed: int) -> None:
-    store, fm = ScoreStore(sentences(n, seed)), ScriptedFM()
+    store, fm = ScoreStore(sentences(n, seed), 2), ScriptedFM()
 
     asked = wait_for(store.ask(fm, (P, Q), stop))
     got = store.proper_scores((P, Q), stop, Calibration(weights=(1.0, 1.0), bias=(0.0, 0.0)))

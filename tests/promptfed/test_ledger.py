@@ -49,11 +49,15 @@ def test_accounts_are_by_phase_and_client() -> None:
 def test_phases_nest_and_are_left_even_by_an_error() -> None:
     ledger = Ledger()
 
-    with pytest.raises(KeyError), ledger.during("baselines"):
-        with ledger.during("evaluation"):
-            assert ledger.phase == "evaluation"
-        assert ledger.phase == "baselines"
-        raise KeyError
+    def break_off() -> None:
+        with ledger.during("baselines"):
+            with ledger.during("evaluation"):
+                assert ledger.phase == "evaluation"
+            assert ledger.phase == "baselines"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        break_off()
 
     assert ledger.phase == "tuning"
 

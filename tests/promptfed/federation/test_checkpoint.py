@@ -58,7 +58,7 @@ def test_a_write_that_was_cut_off_is_no_round(tmp_path: Path) -> None:
 class CutOff:
     """A transport that is cut off before its n-th exchange."""
 
-    class PowerFailure(RuntimeError):
+    class PowerFailureError(RuntimeError):
         pass
 
     def __init__(self, inner: Any, after: int) -> None:
@@ -66,7 +66,7 @@ class CutOff:
 
     async def exchange(self, tasks: Mapping[str, bytes]) -> dict[str, bytes]:
         if self.left == 0:
-            raise self.PowerFailure
+            raise self.PowerFailureError
         self.left -= 1
         replies: dict[str, bytes] = await self._inner.exchange(tasks)
         return replies
@@ -110,10 +110,8 @@ def test_a_run_cut_off_anywhere_ends_in_the_prompt_of_a_run_that_was_not(tmp_pat
     expected = whole.drive(Race().run(whole.federation()), BUDGET)
     assert counted[0].n > 15  # so every cut below is inside the run
 
-    broken = bench(
-        2, 12, max_fm_calls=BUDGET, checkpoint=Checkpoint(tmp_path), wrap=lambda inner: CutOff(inner, after)
-    )
-    with pytest.raises(CutOff.PowerFailure):
+    broken = bench(2, 12, max_fm_calls=BUDGET, checkpoint=Checkpoint(tmp_path), wrap=lambda inner: CutOff(inner, after))
+    with pytest.raises(CutOff.PowerFailureError):
         broken.drive(Race().run(broken.federation()), BUDGET)
     resumed = bench(2, 12, max_fm_calls=BUDGET, checkpoint=Checkpoint(tmp_path))
     prompt = resumed.drive(Race().run(resumed.federation()), BUDGET)

@@ -74,9 +74,7 @@ def test_evaluate_grants_a_call_a_text_and_prompt_and_leaves_out_clients_without
 
 
 def test_an_arm_without_a_prompt_makes_no_call() -> None:
-    (sent,), _ = finish(
-        evaluate({"a": Evaluate(arm="dm_local")}, {"a": 5}), lambda _: replies({"a": evaluated(0.5)})
-    )
+    (sent,), _ = finish(evaluate({"a": Evaluate(arm="dm_local")}, {"a": 5}), lambda _: replies({"a": evaluated(0.5)}))
 
     assert sum(sent.grants.values()) == 0
 

@@ -9,10 +9,11 @@ import pytest
 from promptfed.errors import BudgetError, RunError
 from promptfed.federation.events import EventLog
 from promptfed.federation.inprocess import InProcessTransport
-from promptfed.federation.server import Server
+from promptfed.federation.server import Limits, Server
 from promptfed.ledger import Ledger
 from promptfed.messages import Adopted, Failed, Join, Joined, Reply, ReplyBody, Task, decode_task, encode
 from promptfed.strategies.base import Round, Steps
+from promptfed.types import FMResponse
 from tests.support import wait_for
 
 JOINED = Joined(n_train=4, n_test=2, labels=("a", "b"), n_dropped=0)
@@ -142,6 +143,55 @@ def test_a_client_cannot_talk_the_budget_up() -> None:
         wait_for(s.drive(rounds({"a": 10}, {"b": 11}), "tuning", 10))
 
     assert len(post.sent) == 1
+
+
+# ---------------------------------------------------------------- tokens and money
+
+
+def priced(limits: Limits) -> tuple[Server, Post]:
+    """Clients whose calls cost 9 prompt tokens, 1 written token and a quarter dollar each."""
+    ledger = Ledger()
+
+    def pays(task: Task) -> bytes:
+        for _ in range(task.grant):
+            ledger.account(task.client_id).add_answer(FMResponse(prompt_tokens=9, completion_tokens=1, usd=0.25))
+        return spends_its_grant(task)
+
+    post = Post({"a": pays, "b": pays})
+    return Server(post, ledger, EventLog(), limits=limits), post
+
+
+@pytest.mark.parametrize("limits", [Limits(max_tokens=60), Limits(max_usd=1.5), Limits()])
+def test_a_run_within_its_limits_goes_through(limits: Limits) -> None:
+    s, post = priced(limits)
+
+    wait_for(s.drive(rounds({"a": 4}, {"b": 2}, {}), "tuning", 100))  # 6 calls: 60 tokens, 1.50 dollars
+
+    assert len(post.sent) == 3
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (Limits(max_tokens=59), r"about 60, over budget\.max_tokens = 59"),
+        (Limits(max_usd=1.49), r"about 1\.5, over budget\.max_usd = 1\.49"),
+    ],
+)
+def test_a_round_that_would_pass_a_limit_is_not_sent(limits: Limits, expected: str) -> None:
+    s, post = priced(limits)
+
+    with pytest.raises(BudgetError, match=expected):
+        wait_for(s.drive(rounds({"a": 4}, {"b": 2}), "tuning", 100))
+
+    assert len(post.sent) == 1
+
+
+def test_limits_are_for_tuning_only() -> None:
+    s, post = priced(Limits(max_tokens=1))
+
+    wait_for(s.drive(rounds({"a": 4}, {"b": 2}), "evaluation", 100))
+
+    assert len(post.sent) == 2
 
 
 # ---------------------------------------------------------------- failures

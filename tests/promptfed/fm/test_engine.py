@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -252,14 +253,12 @@ def test_several_texts_of_one_prompt_share_it(fm: EmbeddedFM) -> None:
 
 
 def test_the_event_loop_goes_on_while_it_computes(fm: EmbeddedFM) -> None:
-    import asyncio
-
     async def with_a_clock() -> int:
-        ticks = 0
-        work = asyncio.create_task(fm.complete([label("t" * 50) for _ in range(50)]))
+        ticks, work = 0, asyncio.ensure_future(fm.complete([label("t" * 50) for _ in range(50)]))
         while not work.done():
             ticks += 1
             await asyncio.sleep(0.001)
+        await work
         return ticks
 
     assert wait_for(with_a_clock()) > 1

@@ -40,9 +40,7 @@ def hidden_states(model: LlamaForCausalLM, tokens: Tokens) -> Tensor:
 
 
 def expected(model: LlamaForCausalLM, sequences: Sequence[Tokens], prefix: Tokens, n_last: Sequence[int]) -> Tensor:
-    return torch.cat(
-        [hidden_states(model, [*prefix, *s])[-n:] for s, n in zip(sequences, n_last, strict=True)]
-    )
+    return torch.cat([hidden_states(model, [*prefix, *s])[-n:] for s, n in zip(sequences, n_last, strict=True)])
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -176,9 +174,7 @@ def test_another_base_of_the_rotations_is_followed(tiny_llama: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("bias", ["attention_bias", "mlp_bias"])
-def test_a_llama_with_biases_is_computed_or_refused_but_never_computed_without_them(
-    tmp_path: Path, bias: str
-) -> None:
+def test_a_llama_with_biases_is_computed_or_refused_but_never_computed_without_them(tmp_path: Path, bias: str) -> None:
     config = LlamaConfig(
         vocab_size=32,
         hidden_size=32,

@@ -20,6 +20,7 @@ from promptfed.prompts.calibration import (
     centre,
     cross_fitted_proba,
     fit,
+    log_prior,
     mix,
     moments,
     newton_step,
@@ -126,6 +127,30 @@ def test_a_source_that_always_says_the_same_gives_finite_probabilities() -> None
     scores = np.full((6, 1, 2), -math.log(2))
 
     assert batch_calibration(scores).predict_proba(scores) == pytest.approx(np.full((6, 2), 0.5))
+
+
+def test_log_prior_by_hand() -> None:
+    # Two of label 0 and one of label 1, each counted once more: 3/5 and 2/5, centred.
+    got = log_prior(np.array([0, 1, 0]), 2)
+
+    assert got == pytest.approx([0.5 * math.log(1.5), -0.5 * math.log(1.5)])
+    assert log_prior(np.array([0, 1, 1, 0]), 2) == pytest.approx([0.0, 0.0])
+    assert log_prior(np.zeros(0, dtype=np.int64), 3) == pytest.approx([0.0] * 3)
+    # A label that never occurs stays possible: 5/7, 1/7, 1/7.
+    absent = log_prior(np.zeros(4, dtype=np.int64), 3)
+    assert absent[0] - absent[1] == pytest.approx(math.log(5.0))
+    assert absent.sum() == pytest.approx(0.0)
+
+
+def test_shifting_by_the_log_prior_multiplies_the_odds() -> None:
+    scores, _ = logprobs(6, 2, 2)
+    balanced = batch_calibration(scores)
+
+    shifted = balanced.shifted(np.array([math.log(3.0), 0.0]))
+
+    assert shifted.weights == balanced.weights
+    before, after = balanced.predict_proba(scores), shifted.predict_proba(scores)
+    assert after[:, 0] / after[:, 1] == pytest.approx(3.0 * before[:, 0] / before[:, 1])
 
 
 # ---------------------------------------------------------------- Newton sums
@@ -277,7 +302,7 @@ def test_cross_fitting_equals_a_fit_on_the_other_folds() -> None:
     scores, labels = logprobs(20, 1, 3)
     held = np.arange(20) % 5 == 2
 
-    rest = fit(scores[~held], labels[~held], towards=batch_calibration(scores), strength=4.0)
+    rest = fit(scores[~held], labels[~held], towards=batch_calibration(scores))
 
     assert cross_fitted_proba(scores, labels)[held] == pytest.approx(rest.predict_proba(scores[held]))
 

@@ -101,9 +101,7 @@ def test_write_deals_requests_in_contiguous_runs_and_collects_them_in_order() ->
 def test_what_a_missing_client_should_have_written_is_empty() -> None:
     requests = [TextRequest(prompt=f"p{i}", max_tokens=5) for i in range(3)]
 
-    _, written = finish(
-        Session(federation()).write(requests), lambda _: replies({"a": Written(texts=("one", "two"))})
-    )
+    _, written = finish(Session(federation()).write(requests), lambda _: replies({"a": Written(texts=("one", "two"))}))
 
     assert written == ["one", "two", ""]
 

@@ -1,0 +1,243 @@
+"""Drafts: how they are put together, recombined and told apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from promptfed.prompts.grammar import (
+    FIELDS,
+    FRAMES,
+    Draft,
+    Materials,
+    crossover,
+    edit,
+    random_draft,
+    similarity,
+    usable_exemplar,
+)
+from promptfed.prompts.template import SLOT
+
+WORDS = ("bad", "good")
+MATERIALS = Materials(
+    instructions=("Judge.", ""),
+    fields=FIELDS,
+    exemplars=(("It was awful.", "It is dull.", "So sad."), ("It was fine.", "This is fun.")),
+    words=WORDS,
+    other_words=(("poor", "weak"), ("great", "strong")),
+)
+BARE = Materials(instructions=("",), fields=(("Text", "Label"),), exemplars=((), ()), words=WORDS, other_words=((), ()))
+
+
+def draft(**changes: object) -> Draft:
+    values = {
+        "instruction": "Judge.",
+        "fields": ("Text", "Label"),
+        "exemplars": (("It was awful.", 0), ("It was fine.", 1)),
+        "words": WORDS,
+        **changes,
+    }
+    return Draft(**values)  # type: ignore[arg-type]
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def assert_made_of(d: Draft, materials: Materials) -> None:
+    assert d.instruction in materials.instructions
+    assert d.fields in materials.fields
+    assert all(text in materials.exemplars[label] for text, label in d.exemplars)
+    assert len(set(d.words)) == len(d.words) == 2
+    own = all(w in (materials.words[k], *materials.other_words[k]) for k, w in enumerate(d.words))
+    assert own
+
+
+# ---------------------------------------------------------------- from draft to prompt
+
+
+def test_a_draft_as_text_by_hand() -> None:
+    assert draft().template().text == (
+        "Judge.\n\nText: It was awful.\nLabel: bad\n\nText: It was fine.\nLabel: good\n\nText: {text}\nLabel:"
+    )
+    assert draft().template().words == WORDS
+    assert draft().template().separator == " "
+
+
+def test_parts_that_are_empty_leave_no_trace() -> None:
+    assert draft(instruction="", exemplars=(), fields=("Input", "Output")).template().text == "Input: {text}\nOutput:"
+
+
+def test_exemplars_are_labelled_with_the_words_of_the_draft() -> None:
+    text = draft(words=("poor", "great"), exemplars=(("Fine.", 1),)).template().text
+
+    assert "Text: Fine.\nLabel: great\n" in text
+
+
+def test_fields_and_frames_are_distinct() -> None:
+    assert len(set(FIELDS)) == len(FIELDS)
+    assert len(set(FRAMES)) == len(FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("text", "usable"),
+    [
+        ("two words", True),
+        ("one", False),
+        ("", False),
+        ("a b c d e", True),
+        ("a b c d e f", False),
+        ("two\nlines", False),
+        (f"with a {SLOT}", False),
+    ],
+)
+def test_usable_exemplars(text: str, usable: bool) -> None:
+    assert usable_exemplar(text, max_words=5) is usable
+
+
+# ---------------------------------------------------------------- random drafts
+
+
+@given(seed=st.integers(0, 10_000), per_label=st.integers(0, 3))
+@settings(deadline=None, max_examples=50)
+def test_a_random_draft_has_so_many_exemplars_of_each_label(seed: int, per_label: int) -> None:
+    d = random_draft(MATERIALS, rng(seed), per_label=per_label)
+
+    assert_made_of(d, MATERIALS)
+    labels = [label for _, label in d.exemplars]
+    assert labels.count(0) == min(per_label, 3)
+    assert labels.count(1) == min(per_label, 2)
+    assert len(set(d.exemplars)) == len(d.exemplars)
+    d.template()  # a valid prompt
+
+
+def test_all_parts_and_orders_are_drawn() -> None:
+    drafts = [random_draft(MATERIALS, rng(seed)) for seed in range(300)]
+
+    assert {d.fields for d in drafts} == set(FIELDS)
+    assert {d.instruction for d in drafts} == {"Judge.", ""}
+    assert {text for d in drafts for text, _ in d.exemplars} == {t for texts in MATERIALS.exemplars for t in texts}
+    assert {tuple(label for _, label in d.exemplars) for d in drafts} == {(0, 1), (1, 0)}
+    given_words = sum(d.words == WORDS for d in drafts)
+    assert 110 < given_words < 190  # half of the time, give or take
+
+
+def test_without_materials_a_draft_is_bare() -> None:
+    assert random_draft(BARE, rng()) == draft(instruction="", exemplars=())
+
+
+def test_other_words_are_used_only_where_every_label_has_some() -> None:
+    half = Materials(instructions=("",), fields=FIELDS, exemplars=((), ()), words=WORDS, other_words=(("poor",), ()))
+
+    assert {half.draw_words(rng(s)) for s in range(30)} == {WORDS}
+
+
+def test_words_that_would_name_two_labels_alike_are_not_drawn() -> None:
+    same = Materials(
+        instructions=("",), fields=FIELDS, exemplars=((), ()), words=WORDS, other_words=(("odd",), ("odd",))
+    )
+
+    assert {same.draw_words(rng(s)) for s in range(30)} == {WORDS}
+
+
+# ---------------------------------------------------------------- crossover and edit
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(deadline=None, max_examples=100)
+def test_a_child_has_each_part_from_one_of_its_parents(seed: int) -> None:
+    r = rng(seed)
+    a, b = random_draft(MATERIALS, r, per_label=2), random_draft(MATERIALS, r, per_label=1)
+
+    child = crossover(a, b, r)
+
+    assert child.instruction in (a.instruction, b.instruction)
+    assert child.fields in (a.fields, b.fields)
+    assert child.words in (a.words, b.words)
+    assert set(child.exemplars) <= set(a.exemplars) | set(b.exemplars)
+    # Label by label from one parent: never a mixture within a label.
+    for label in (0, 1):
+        mine = {e for e in child.exemplars if e[1] == label}
+        assert any(mine <= {e for e in parent.exemplars if e[1] == label} for parent in (a, b))
+    child.template()
+
+
+def test_equal_parents_have_their_own_likeness() -> None:
+    assert all(crossover(draft(), draft(), rng(s)) == draft() for s in range(20))
+
+
+def test_children_differ() -> None:
+    a = draft()
+    b = draft(instruction="", fields=("Input", "Output"), exemplars=(("So sad.", 0), ("This is fun.", 1)))
+
+    children = {crossover(a, b, rng(s)) for s in range(200)}
+
+    # 2 instructions x 2 fields x 2 exemplars of each of 2 labels
+    assert len(children) == 16
+
+
+@given(seed=st.integers(0, 10_000), per_label=st.integers(0, 2))
+@settings(deadline=None, max_examples=100)
+def test_an_edit_changes_one_part_at_most(seed: int, per_label: int) -> None:
+    r = rng(seed)
+    before = random_draft(MATERIALS, r, per_label=per_label)
+
+    after = edit(before, MATERIALS, r)
+
+    assert_made_of(after, MATERIALS)
+    changed = [
+        before.instruction != after.instruction,
+        before.fields != after.fields,
+        before.words != after.words,
+        before.exemplars != after.exemplars,
+    ]
+    assert sum(changed) <= 1
+    assert len(set(after.exemplars)) == len(after.exemplars) == len(before.exemplars)
+    # One exemplar gave way to another of its label, or the order changed: nothing else.
+    if sorted(before.exemplars) != sorted(after.exemplars):
+        swapped = [(x, y) for x, y in zip(before.exemplars, after.exemplars, strict=True) if x != y]
+        assert len(swapped) == 1
+        assert swapped[0][0][1] == swapped[0][1][1]
+
+
+def test_every_kind_of_edit_occurs() -> None:
+    before = draft()
+    after = [edit(before, MATERIALS, rng(s)) for s in range(300)]
+
+    assert any(d.instruction != before.instruction for d in after)
+    assert any(d.fields != before.fields for d in after)
+    assert any(d.words != before.words for d in after)
+    assert any(d.exemplars == before.exemplars[::-1] for d in after)
+    assert any(set(d.exemplars) != set(before.exemplars) for d in after)
+
+
+def test_with_nothing_to_change_an_edit_changes_nothing() -> None:
+    before = draft(instruction="", exemplars=())
+
+    assert {edit(before, BARE, rng(s)) for s in range(30)} == {before}
+
+
+# ---------------------------------------------------------------- similarity
+
+
+def test_similarity_by_hand() -> None:
+    assert similarity(draft(), draft()) == 1.0
+    # Fields and words alike, 1 of 3 exemplars in common: (1 + 1 + 1/3) / 3
+    assert similarity(draft(), draft(exemplars=(("It was awful.", 0), ("This is fun.", 1)))) == pytest.approx(7 / 9)
+    other = draft(fields=("Input", "Output"), words=("poor", "great"), exemplars=(("So sad.", 0),))
+    assert similarity(draft(), other) == 0.0
+    # Order and instruction do not count.
+    assert similarity(draft(), draft(instruction="", exemplars=draft().exemplars[::-1])) == 1.0
+    assert similarity(draft(exemplars=()), draft(exemplars=())) == 1.0
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(deadline=None, max_examples=30)
+def test_similarity_is_even_handed(seed: int) -> None:
+    r = rng(seed)
+    a, b = random_draft(MATERIALS, r, per_label=2), random_draft(MATERIALS, r)
+
+    assert similarity(a, b) == similarity(b, a)
+    assert 0.0 <= similarity(a, b) <= 1.0

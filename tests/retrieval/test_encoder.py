@@ -1,0 +1,98 @@
+"""Encoders: the real MiniLM, and the memory around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from promptfed.errors import ConfigError
+from promptfed.types import FloatArray
+from retrieval.encoder import RememberingEncoder, SentenceEncoder
+from tests.support import WordEncoder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> SentenceEncoder:
+    return SentenceEncoder()
+
+
+@pytest.mark.model
+def test_vectors_are_unit_vectors_of_384_numbers(minilm: SentenceEncoder) -> None:
+    vectors = minilm.encode(["One text.", "Another one, somewhat longer than the first.", "", "文字 😀", "x " * 3000])
+
+    assert vectors.shape == (5, 384)
+    assert vectors.dtype == np.float64
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(5), abs=1e-9)
+
+
+@pytest.mark.model
+def test_sentences_that_mean_alike_are_closer(minilm: SentenceEncoder) -> None:
+    film, movie, tax = minilm.encode(
+        ["I enjoyed the film a lot.", "What a great movie that was!", "The tax return is due in May."]
+    )
+
+    assert film @ movie > 0.5
+    assert film @ movie > film @ tax + 0.3
+
+
+@pytest.mark.model
+def test_a_vector_hardly_depends_on_the_company(minilm: SentenceEncoder) -> None:
+    texts = ["Short.", "A text of middling length, as they go.", "A long one. " * 20]
+
+    together = minilm.encode(texts)
+    alone = np.concatenate([minilm.encode([t]) for t in texts])
+
+    assert (together * alone).sum(axis=1) == pytest.approx(np.ones(3), abs=0.005)
+
+
+@pytest.mark.model
+def test_no_text_no_vector(minilm: SentenceEncoder) -> None:
+    assert minilm.encode([]).shape == (0, 384)
+
+
+def test_the_name_is_the_id() -> None:
+    assert SentenceEncoder().encoder_id == "all-minilm-l6-v2"
+    assert RememberingEncoder(SentenceEncoder("other")).encoder_id == "other"
+
+
+@pytest.mark.model
+def test_a_folder_without_a_model_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{tmp_path.name}.*can't be loaded"):
+        SentenceEncoder(str(tmp_path)).encode(["x"])
+
+
+# ---------------------------------------------------------------- memory
+
+
+class CountingEncoder(WordEncoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[list[str]] = []
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        self.asked.append(list(texts))
+        return super().encode(texts)
+
+
+def test_a_text_is_encoded_once() -> None:
+    inner = CountingEncoder()
+    encoder = RememberingEncoder(inner)
+
+    first = encoder.encode(["one", "two", "one"])
+    second = encoder.encode(["two", "three"])
+    encoder.encode(["one", "three"])
+
+    assert inner.asked == [["one", "two"], ["three"]]
+    assert first == pytest.approx(WordEncoder().encode(["one", "two", "one"]))
+    assert second == pytest.approx(WordEncoder().encode(["two", "three"]))
+
+
+def test_what_is_handed_out_is_not_the_memory_itself() -> None:
+    encoder = RememberingEncoder(WordEncoder())
+
+    encoder.encode(["one"])[:] = 0.0
+
+    assert np.linalg.norm(encoder.encode(["one"])) == pytest.approx(1.0)
