@@ -96,19 +96,21 @@ class Client:
 
     async def handle(self, task: bytes) -> bytes:
         """Do one task. Never raises for a task that failed: the reply is then `Failed` with a class name."""
-        number, spent = 0, 0
-        body: ReplyBody
+        number = granted = self._fm.grant = 0
+
+        def reply(body: ReplyBody) -> bytes:
+            spent = granted - self._fm.grant
+            return encode(Reply(round=number, client_id=self.client_id, fm_calls=spent, body=body))
+
         try:
             message = decode_task(task)
             number = message.round
             if message.client_id != self.client_id:
                 raise WireError(f"a task for {message.client_id!r} reached {self.client_id!r}")
-            self._fm.grant = message.grant
-            body = await self._do(message)
-            spent = message.grant - self._fm.grant
+            granted = self._fm.grant = message.grant
+            return reply(await self._do(message))
         except Exception as error:  # noqa: BLE001  (the boundary: no exception, and no text of one, may leave)
-            body = Failed(reason=type(error).__name__)
-        return encode(Reply(round=number, client_id=self.client_id, fm_calls=spent, body=body))
+            return reply(Failed(reason=type(error).__name__))
 
     async def _do(self, task: Task) -> ReplyBody:
         match task.body:

@@ -6,14 +6,24 @@ import csv
 import gzip
 import hashlib
 import io
+import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
 from promptfed.errors import DataError
 from promptfed.types import IntArray
+
+# A label or a client's id: one line, without control characters, short.
+_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,100}")
+# An error shows no more of a client's id than so many characters.
+_SHOWN = 40
+# Column names that an error may show: any other name may be a text, in a file that has no header.
+_USUAL_COLUMNS = ("client", "text", "label")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +63,16 @@ def read_rows(
         label = record[label_column].strip()
         if not label:
             raise DataError(f"{path}, row {number}: column {label_column!r} is empty; expected a label")
+        if not _NAME.fullmatch(label):
+            raise DataError(
+                f"{path}, row {number}: column {label_column!r} holds no label but {len(label)} characters or several "
+                "lines; is it the right column, and is every quote closed?"
+            )
         owner = client if client is not None else record[client_column].strip()
         if not owner:
             raise DataError(f"{path}, row {number}: column {client_column!r} is empty; expected a client's name")
+        if not _names_a_folder(owner):
+            raise DataError(f"{path}, row {number}: {_no_folder(owner)}")
         rows.append((owner, record[text_column], label))
     return rows
 
@@ -70,23 +87,27 @@ def _records(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str
     try:
         packed = path.read_bytes()
         text = (gzip.decompress(packed) if path.suffix == ".gz" else packed).decode("utf-8-sig")
-        lines = list(csv.reader(io.StringIO(text, newline="")))
+        lines, is_closed = _parse(text)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, EOFError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError):
+        raise DataError(f"{path}: not a whole gzip file; it is damaged or cut off") from None
+    except OSError as error:
         why = getattr(error, "strerror", None) or type(error).__name__
         raise DataError(f"{path}: can't be read ({why})") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
     except csv.Error as error:
         raise DataError(f"{path}: not a CSV file ({error})") from None
-    if not lines:
+    if not text.strip():
         raise DataError(f"{path}: empty file; expected a header with {', '.join(wanted)}")
     header = [name.strip() for name in lines[0]]
     for column in wanted:
         if header.count(column) != 1:
             what = "no column" if column not in header else f"{header.count(column)} columns"
-            raise DataError(f"{path}: {what} {column!r}; the header has {', '.join(header)}")
+            raise DataError(f"{path}: {what} {column!r} in the header, {_describe(header, column, wanted)}")
+    if not is_closed:
+        raise DataError(f"{path}, row {len(lines)}: a quote is opened and never closed")
     records = []
     for number, line in enumerate(lines[1:], start=2):
         if not line:
@@ -99,10 +120,46 @@ def _records(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str
     return records
 
 
+def _parse(text: str) -> tuple[list[list[str]], bool]:
+    """The rows of a CSV text, however long a field, and whether every quote is closed.
+
+    A row put after the last one tells: an open quote swallows it.
+    """
+    limit = csv.field_size_limit(len(text) + 2)
+    try:
+        lines = list(csv.reader(io.StringIO(text.rstrip("\r\n") + "\n.", newline="")))
+    finally:
+        csv.field_size_limit(limit)
+    is_closed = lines[-1] == ["."]
+    return lines[: len(lines) - is_closed], is_closed
+
+
+def _describe(header: Sequence[str], column: str, wanted: Sequence[str]) -> str:
+    """What may be said of a header that lacks ``column``: it may be a client's row, in a file without a header."""
+    known = {name.lower() for name in (*wanted, *_USUAL_COLUMNS, *get_close_matches(column, header, cutoff=0.8))}
+    shown = [name for name in dict.fromkeys(header) if name.lower() in known]
+    size = f"which has {len(header)} column{'s' * (len(header) > 1)}"
+    return f"{size}, among them {', '.join(shown)}" if shown else f"{size}; is the first row a header?"
+
+
+def _names_a_folder(client_id: str) -> bool:
+    """Whether a client's folder can have its id as its name, on any file system that we know of."""
+    is_name = _NAME.fullmatch(client_id) is not None and client_id not in (".", "..")
+    return is_name and not set(client_id) & set("/\\") and len(client_id.encode()) <= 255
+
+
+def _no_folder(client_id: str) -> str:
+    return (
+        f"client id {client_id[:_SHOWN]!r} can't name a folder; expected at most 100 characters (255 bytes), "
+        "without / or \\ or control characters"
+    )
+
+
 def assemble(train: Rows, test: Rows, labels: Sequence[str], seed: int) -> list[ClientData]:
     """One `ClientData` a client of ``train``, sorted by id, training texts in scoring order (`scoring_order`).
 
-    Rows with an empty text are dropped and counted. A test label or client that train lacks is a `DataError`.
+    Rows with an empty text are dropped and counted. A test label or client that train lacks is a `DataError`, and so
+    is a client id that can't name a folder.
     """
     index = {label: k for k, label in enumerate(labels)}
     for name, rows in (("train", train), ("test", test)):
@@ -110,16 +167,19 @@ def assemble(train: Rows, test: Rows, labels: Sequence[str], seed: int) -> list[
         if unknown:
             raise DataError(f"{name} has labels {', '.join(unknown)}; expected {', '.join(labels)}")
     clients = sorted({client for client, _, _ in train})
+    for client in clients:
+        if not _names_a_folder(client):
+            raise DataError(_no_folder(client))
     strangers = sorted({client for client, _, _ in test} - set(clients))
     if strangers:
-        raise DataError(f"test has clients that train lacks: {', '.join(strangers)}")
+        raise DataError(f"test has clients that train lacks: {', '.join(s[:_SHOWN] for s in strangers)}")
     out = []
     for client in clients:
         mine = [(t, index[y]) for c, t, y in train if c == client and t.strip()]
         held_out = [(t, index[y]) for c, t, y in test if c == client and t.strip()]
         n_rows = sum(c == client for c, _, _ in train) + sum(c == client for c, _, _ in test)
         if not mine:
-            raise DataError(f"client {client!r} has no training text left after empty ones were dropped")
+            raise DataError(f"client {client[:_SHOWN]!r} has no training text left after empty ones were dropped")
         order = scoring_order(np.array([y for _, y in mine]), client_rng(seed, client))
         out.append(
             ClientData(

@@ -10,15 +10,16 @@ from scipy.special import log_softmax, softmax
 
 from promptfed.types import Encoder, FloatArray
 
-# Strength of the L2 penalty relative to one text: C = 10 in scikit-learn's terms.
+# Strength of the L2 penalty relative to one text.
 PENALTY = 0.1
 
 
 class LinearHead:
     """Softmax regression with soft targets: W (K, d), b (K), flat as ``concatenate([W.ravel(), b])``.
 
-    Minimises sum_i cross-entropy(targets_i, softmax(W x_i + b)) + PENALTY/2 * |W|^2, the objective of scikit-learn's
-    LogisticRegression(C=1/PENALTY), extended to soft targets.
+    Minimises sum_i cross-entropy(targets_i, softmax(W x_i + b)) + PENALTY/2 * |W|^2: for three labels or more the
+    objective of scikit-learn's LogisticRegression(C=1/PENALTY), extended to soft targets. For two labels it is that of
+    C=2/PENALTY: scikit-learn has one row w there, and the rows (-w/2, w/2) have half its square.
     """
 
     def __init__(self, n_labels: int, flat: FloatArray | None = None) -> None:

@@ -56,8 +56,10 @@ class ScoreStore:
         """1 - Brier/2 of each text, in [0, 1], higher is better, under calibration cross-fitted from ``pooled``,
         which is for balanced labels, shifted to the client's own proportions."""
         scores, labels, rows = self.get(prompts, stop)
+        if not len(rows):
+            return np.zeros(0)
         start = pooled.shifted(self.log_prior)
-        value = brier_score(cross_fitted_proba(scores, labels, towards=start), labels) if len(rows) else np.zeros(0)
+        value = brier_score(cross_fitted_proba(scores, labels, towards=start), labels)
         failed = np.max([self._failed[p.prompt_id][rows] for p in prompts], axis=0)
         return np.where(failed > 0, 0.0, value)
 

@@ -20,18 +20,28 @@ from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import LabelRequest, TextRequest
 
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Message:
+    """What every message has: no field that is not its own, no number that is not finite."""
+
+    __slots__ = ()
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
 # ---------------------------------------------------------------- tasks: server to client
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Join:
+class Join(_Message):
     """Say how many texts you hold and which labels occur."""
 
     kind: Literal["join"] = "join"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Write:
+class Write(_Message):
     """Let the FM write. The prompts hold public text only."""
 
     requests: tuple[TextRequest, ...]
@@ -39,7 +49,7 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weigh:
+class Weigh(_Message):
     """Let the FM say how likely words are after public text."""
 
     requests: tuple[LabelRequest, ...]
@@ -47,7 +57,7 @@ class Weigh:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vote:
+class Vote(_Message):
     """Let your domain model read these public or FM-written texts."""
 
     texts: tuple[str, ...]
@@ -55,7 +65,7 @@ class Vote:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(_Message):
     """Ask the FM for the label scores of ``prompts`` on your texts [0, stop), and send their moments.
 
     Texts are numbered in the client's own shuffled order. What the client has already is not asked for again. Without
@@ -68,7 +78,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
+class Score(_Message):
     """Score ``sets`` of ``prompts`` (tuples of indices) on your texts [0, stop), from label scores that you have.
 
     ``weights`` (one a prompt) and ``bias`` (flat, J x K) are each prompt's pooled calibration, from which the client's
@@ -84,7 +94,7 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Newton:
+class Newton(_Message):
     """Your part of one Newton step of the pooled calibration at (weights, bias), over your texts as in `Ask`."""
 
     prompts: tuple[PromptTemplate, ...]
@@ -95,7 +105,7 @@ class Newton:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adopt:
+class Adopt(_Message):
     """Take the tuned prompt: fit your own calibration and stacker on it, and keep them."""
 
     prompt: PromptSet
@@ -103,7 +113,7 @@ class Adopt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FitHead:
+class FitHead(_Message):
     """One FedAvg round of the domain models' linear heads. Empty ``head``: start from zero."""
 
     head: tuple[float, ...]
@@ -111,7 +121,7 @@ class FitHead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluate:
+class Evaluate(_Message):
     """Measure one arm on your held-out texts. ``prompt`` and ``head`` where the arm needs them."""
 
     arm: str
@@ -124,13 +134,13 @@ TaskBody = Join | Write | Weigh | Vote | Ask | Score | Newton | Adopt | FitHead 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
+class Task(_Message):
     """A task for one client in one round. ``grant`` is how many FM calls it may make."""
 
-    round: int
+    round: Count
     client_id: str
     phase: Phase
-    grant: int
+    grant: Count
     body: Annotated[TaskBody, Field(discriminator="kind")]
 
 
@@ -138,16 +148,16 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Joined:
-    n_train: int
-    n_test: int
+class Joined(_Message):
+    n_train: Count
+    n_test: Count
     labels: tuple[str, ...]
-    n_dropped: int
+    n_dropped: Count
     kind: Literal["joined"] = "joined"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class Written(_Message):
     """One text a request; empty where the FM failed."""
 
     texts: tuple[str, ...]
@@ -155,7 +165,7 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weighed:
+class Weighed(_Message):
     """Log-probabilities of the labels, one row a request; an empty row where the FM failed."""
 
     logprobs: tuple[tuple[float, ...], ...]
@@ -163,20 +173,20 @@ class Weighed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Votes:
+class Votes(_Message):
     """The domain model's probability of each label for each text, in 255ths, row by row."""
 
-    n_labels: int
+    n_labels: Count
     shares: bytes
     kind: Literal["votes"] = "votes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
+class Scored(_Message):
     """Bounded sums over ``n`` texts for each set: of the score (in [0, 1], higher is better), and of the difference to
     the first set, plain and squared."""
 
-    n: int
+    n: Count
     total: tuple[float, ...]
     diff: tuple[float, ...]
     diff_sq: tuple[float, ...]
@@ -184,20 +194,20 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MomentSums:
+class MomentSums(_Message):
     """Flat (J, K) sums over ``n`` texts of the prompts' centred label scores and of their squares."""
 
-    n: int
+    n: Count
     total: tuple[float, ...]
     squares: tuple[float, ...]
     kind: Literal["moment_sums"] = "moment_sums"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NewtonPart:
+class NewtonPart(_Message):
     """Loss, gradient (J+K,) and flat Hessian of the negative log-likelihood, summed over ``n`` texts."""
 
-    n: int
+    n: Count
     loss: float
     gradient: tuple[float, ...]
     hessian: tuple[float, ...]
@@ -205,25 +215,25 @@ class NewtonPart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adopted:
-    n_calibration: int
+class Adopted(_Message):
+    n_calibration: Count
     kind: Literal["adopted"] = "adopted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
+class Head(_Message):
     """Flat weights of a linear head, and how many texts it was fitted on."""
 
-    n: int
+    n: Count
     weights: tuple[float, ...]
     kind: Literal["head"] = "head"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
+class Evaluated(_Message):
     """Per metric: the value on ``n`` texts and its bootstrap standard error."""
 
-    n: int
+    n: Count
     values: Mapping[str, float]
     errors: Mapping[str, float]
     calls_per_prediction: float
@@ -231,7 +241,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
+class Failed(_Message):
     """The client could not do the task. ``reason`` is an exception's class, never its text."""
 
     reason: str
@@ -242,16 +252,15 @@ ReplyBody = Joined | Written | Weighed | Votes | Scored | MomentSums | NewtonPar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    round: int
+class Reply(_Message):
+    round: Count
     client_id: str
-    fm_calls: int
+    fm_calls: Count
     body: Annotated[ReplyBody, Field(discriminator="kind")]
 
 
 # ---------------------------------------------------------------- codec
 
-_CONFIG = ConfigDict(extra="forbid")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {Task: TypeAdapter(Task), Reply: TypeAdapter(Reply)}
 
 

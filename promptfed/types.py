@@ -32,6 +32,8 @@ class LabelRequest:
     continuations, separator included (``" positive"``).
     """
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic where a message carries this)
+
     prefix: str
     text: str
     suffix: str
@@ -45,6 +47,8 @@ class TextRequest:
     ``temperature`` 0 is greedy; otherwise tokens are drawn from the nucleus of mass ``top_p``,
     seeded by ``seed`` alone, so the same request has the same answer.
     """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic where a message carries this)
 
     prompt: str
     max_tokens: int

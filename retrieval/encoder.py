@@ -37,6 +37,8 @@ class SentenceEncoder:
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Unit vectors, shape (n, dimension)."""
+        if not texts:
+            return self.encode([""])[:0]  # for its dimension
         tensor = self._load().encode(list(texts), batch_size=64, convert_to_tensor=True, show_progress_bar=False)
         vectors = np.asarray(tensor.float().numpy(), dtype=np.float64)
         return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
@@ -77,6 +79,8 @@ class RememberingEncoder:
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Unit vectors, shape (n, dimension)."""
+        if not texts:
+            return self._inner.encode(texts)
         missing = [t for t in dict.fromkeys(texts) if t not in self._known]
         if missing:
             self._known.update(zip(missing, self._inner.encode(missing), strict=True))

@@ -47,7 +47,7 @@ class WordEncoder:
             row[0] = 0.1  # a text without words has a direction too
             for word in re.findall(r"[a-z]+", text.lower()):
                 row[1 + int(hashlib.sha256(word.encode()).hexdigest(), 16) % (self._dimension - 1)] += 1.0
-        return out / np.linalg.norm(out, axis=1, keepdims=True)
+        return np.asarray(out / np.linalg.norm(out, axis=1, keepdims=True))
 
 
 class FailingFM(BaseFM):
@@ -96,26 +96,28 @@ def wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(coroutine)
 
 
-def sentences(n: int, seed: int = 0) -> Labelled:
-    """``n`` made-up reviews, half of each label; the label shows in one word out of six that mean the same."""
+def sentences(n: int, seed: int = 0, n_words: int = 6) -> Labelled:
+    """``n`` made-up reviews, half of each label; the label shows in one word out of ``n_words`` that mean the same."""
     rng = np.random.default_rng([seed, 5])
     labels = np.arange(n) % 2
     texts = []
     for label in labels:
-        word = str(rng.choice(CHEERFUL if label else GLOOMY))
+        word = str(rng.choice((CHEERFUL if label else GLOOMY)[:n_words]))
         texts.append(f"The {rng.choice(THINGS)} and the {rng.choice(THINGS)} seemed {word}.")
     order = scoring_order(labels, rng)
     return Labelled(texts=tuple(texts[i] for i in order), labels=labels[order].astype(np.int64))
 
 
-def public_texts() -> tuple[str, ...]:
+def public_texts(n_words: int = 6) -> tuple[str, ...]:
     """Unlabelled texts of the same kind that everybody may read."""
-    return tuple(f"A {word} {thing}." for thing in THINGS[:3] for word in (*CHEERFUL, *GLOOMY))
+    return tuple(f"A {word} {thing}." for thing in THINGS[:3] for word in (*CHEERFUL[:n_words], *GLOOMY[:n_words]))
 
 
-def client_data(client_id: str, n_train: int = 20, n_test: int = 10, seed: int = 0) -> ClientData:
+def client_data(client_id: str, n_train: int = 20, n_test: int = 10, seed: int = 0, n_words: int = 6) -> ClientData:
     """One client's made-up texts; another ``seed``, other texts."""
-    return ClientData(client_id=client_id, train=sentences(n_train, seed), test=sentences(n_test, seed + 1000))
+    return ClientData(
+        client_id=client_id, train=sentences(n_train, seed, n_words), test=sentences(n_test, seed + 1000, n_words)
+    )
 
 
 @dataclass
@@ -155,6 +157,7 @@ def bench(
     n_test: int = 10,
     *,
     fm: BaseFM | None = None,
+    n_words: int = 6,
     checkpoint: Checkpoint | None = None,
     wrap: Callable[[InProcessTransport], Any] = lambda transport: transport,
     **options: Any,
@@ -164,7 +167,7 @@ def bench(
     ledger, events = Ledger(), EventLog()
     clients = {}
     for c in range(n_clients):
-        data = client_data(f"client{c}", n_train, n_test, seed=c)
+        data = client_data(f"client{c}", n_train, n_test, seed=c, n_words=n_words)
         clients[data.client_id] = Client(data, LABELS, Metered(counting, ledger, data.client_id), WordEncoder(), seed=1)
     server = Server(wrap(InProcessTransport(clients)), ledger, events, checkpoint)
     return Bench(clients=clients, server=server, ledger=ledger, events=events, fm=counting, options=options)

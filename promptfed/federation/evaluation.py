@@ -38,12 +38,12 @@ def fedavg_heads(clients: Sequence[str]) -> Steps[tuple[float, ...]]:
     return head
 
 
-def evaluate(
-    tasks: Mapping[str, Evaluate], n_test: Mapping[str, int], paid: bool = True
-) -> Steps[dict[str, Evaluated]]:
+def evaluate(tasks: Mapping[str, Evaluate], n_test: Mapping[str, int]) -> Steps[dict[str, Evaluated]]:
     """Measure one arm, by client; clients without held-out texts are left out."""
-    asked = {c: t for c, t in tasks.items() if n_test[c]}
-    prompts = {c: len(t.prompt.prompts) if t.prompt and paid else 0 for c, t in asked.items()}
+    asked = {c: t for c, t in tasks.items() if n_test.get(c, 0)}
+    if not asked:
+        return {}
+    prompts = {c: len(t.prompt.prompts) if t.prompt else 0 for c, t in asked.items()}
     grants = {c: n_test[c] * n for c, n in prompts.items()}
     arm = next(iter(asked.values())).arm
     replies = yield Round(name=f"evaluate {arm}", tasks=asked, grants=grants)

@@ -61,8 +61,8 @@ class Server:
                         left = f"{max_fm_calls - granted} of {max_fm_calls} are left"
                         raise BudgetError(f"round {round_.name!r} wants {wanted} FM calls; {left}")
                     self._check_limits(phase, wanted)
-                    replies = await self.exchange(round_, phase)
-                    granted += sum(r.fm_calls for r in replies.values())
+                    replies, spent = await self._exchange(round_, phase)
+                    granted += spent
                     round_ = steps.send(replies)
             except StopIteration as done:
                 result: T = done.value
@@ -71,7 +71,7 @@ class Server:
     def _check_limits(self, phase: Phase, wanted: int) -> None:
         """Raise before a round that, at the mean price of the calls so far, would pass a limit of tuning."""
         spent = self._ledger.total(phase)
-        if phase != "tuning" or not spent.fm_calls:
+        if phase != "tuning" or not spent.fm_calls or not wanted:
             return
         scale = 1 + wanted / spent.fm_calls
         tokens, usd = (spent.prompt_tokens + spent.completion_tokens) * scale, spent.usd * scale
@@ -85,8 +85,11 @@ class Server:
                     f"started. Raise budget.{key} or lower budget.max_fm_calls"
                 )
 
-    async def exchange(self, round_: Round, phase: Phase) -> dict[str, Reply]:
-        """One round: encode, send, book, decode. Failed and malformed replies are logged and left out."""
+    async def _exchange(self, round_: Round, phase: Phase) -> tuple[dict[str, Reply], int]:
+        """One round: encode, send, book, decode. Failed and malformed replies are logged and left out.
+
+        Returns the replies and the FM calls made: as the clients say, or the whole grant of one that does not say.
+        """
         self.round += 1
         tasks = {
             client: encode(
@@ -100,20 +103,18 @@ class Server:
             self._checkpoint.save(self.round, tasks, replies)
         decoded: dict[str, Reply] = {}
         failures: dict[str, str] = {}
+        spent = 0
         for client, sent in tasks.items():
+            grant = round_.grants.get(client, 0)
             account = self._ledger.account(client)
             account.bytes_down += len(sent)
             data = replies.get(client)
-            if data is None:
-                failures[client] = "no answer"
-                continue
-            account.bytes_up += len(data)
-            try:
-                reply = decode_reply(data)
-            except WireError:
-                failures[client] = "malformed"
-                continue
-            if isinstance(reply.body, Failed):
+            account.bytes_up += len(data or b"")
+            reply = self._reply(data, client, grant)
+            spent += reply.fm_calls if isinstance(reply, Reply) else grant
+            if not isinstance(reply, Reply):
+                failures[client] = reply
+            elif isinstance(reply.body, Failed):
                 failures[client] = reply.body.reason
             else:
                 decoded[client] = reply
@@ -124,7 +125,7 @@ class Server:
                 "phase": phase,
                 "name": round_.name,
                 "n_clients": len(tasks),
-                "fm_calls": sum(r.fm_calls for r in decoded.values()),
+                "fm_calls": spent,
                 "tokens": self._ledger.total(phase).prompt_tokens + self._ledger.total(phase).completion_tokens,
                 "bytes_up": sum(map(len, replies.values())),
                 "bytes_down": sum(map(len, tasks.values())),
@@ -134,4 +135,16 @@ class Server:
         if not decoded:
             reasons = ", ".join(sorted(set(failures.values())))
             raise RunError(f"round {self.round} ({round_.name}): none of {len(tasks)} clients answered ({reasons})")
-        return decoded
+        return decoded, spent
+
+    def _reply(self, data: bytes | None, client: str, grant: int) -> Reply | str:
+        """The reply, or what is wrong with it."""
+        if data is None:
+            return "no answer"
+        try:
+            reply = decode_reply(data)
+        except WireError:
+            return "malformed"
+        # A reply to an undecodable task names no round and spent nothing.
+        named = reply.client_id == client and reply.round in (self.round, 0)
+        return reply if named and reply.fm_calls <= grant else "malformed"

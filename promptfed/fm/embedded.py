@@ -56,17 +56,17 @@ class EmbeddedFM(BaseFM):
     def _complete(self, requests: list[FMRequest]) -> list[FMResponse]:
         answers: list[FMResponse | None] = [None] * len(requests)
         scoring: dict[str, list[int]] = defaultdict(list)
-        writing: dict[str, list[int]] = defaultdict(list)
+        writing: dict[tuple[str, int], list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
             if isinstance(request, LabelRequest):
                 scoring[request.prefix].append(i)
             else:
-                writing[request.prompt].append(i)
+                writing[request.prompt, self._kept(request)].append(i)
         with self._lock:
             for prefix in sorted(scoring):
                 self._score(prefix, scoring[prefix], requests, answers)
-            for prompt in sorted(writing):
-                self._write(prompt, writing[prompt], requests, answers)
+            for prompt, n_kept in sorted(writing):
+                self._write(prompt, n_kept, writing[prompt, n_kept], requests, answers)
         return [a if a is not None else FMResponse(error="not answered") for a in answers]
 
     def _encode_uncached(self, text: str) -> tuple[int, ...]:
@@ -81,11 +81,15 @@ class EmbeddedFM(BaseFM):
         suffix = self._encode(request.suffix)
         return self._encode(request.text[: room * 20])[: max(room - len(suffix), 0)] + suffix, True
 
+    def _kept(self, request: TextRequest) -> int:
+        """Tokens of the prompt, from its end, that leave room for ``max_tokens``, or at least for half the context."""
+        room = min(request.max_tokens, self._max_tokens // 2)
+        return min(len(self._encode(request.prompt)), self._max_tokens - room)
+
     def _score(
         self, prefix: str, items: list[int], requests: list[FMRequest], answers: list[FMResponse | None]
     ) -> None:
         head = self._encode(prefix)
-        shared = self._model.prefill(head)
         # A sequence is one text, or one (text, label) where a label has several tokens.
         sequences: list[tuple[tuple[int, ...], int, tuple[int, ...] | None, int]] = []
         labels: dict[int, list[tuple[int, ...]]] = {}
@@ -95,15 +99,17 @@ class EmbeddedFM(BaseFM):
             assert isinstance(request, LabelRequest)
             labels[i] = [self._encode(label) for label in request.labels]
             longest = max(map(len, labels[i]))
-            body, truncated = self._body(request, self._max_tokens - len(head) - longest)
+            room = max(self._max_tokens - len(head) - longest, 0)
+            body, truncated = self._body(request, room)
             cut[i] = (len(head) + len(body), truncated)
-            if not body or not all(labels[i]):
+            if not 0 < len(body) <= room or not all(labels[i]):
                 answers[i] = FMResponse(error="nothing to score: the prompt leaves no room, or a label is empty")
             elif longest == 1:
                 sequences.append((body, i, None, -1))
             else:
                 sequences.extend((body + label[:-1], i, label, k) for k, label in enumerate(labels[i]))
         sequences.sort(key=lambda s: (len(s[0]), s[0], s[3]))
+        shared: Prefix = self._model.prefill(head) if sequences else []
         partial: dict[int, FloatRow] = {}
         for batch in _batches(sequences, lambda s: len(s[0])):
             n_last = [len(label) if label else 1 for _, _, label, _ in batch]
@@ -132,9 +138,11 @@ class EmbeddedFM(BaseFM):
             )
 
     def _write(
-        self, prompt: str, items: list[int], requests: list[FMRequest], answers: list[FMResponse | None]
+        self, prompt: str, n_kept: int, items: list[int], requests: list[FMRequest], answers: list[FMResponse | None]
     ) -> None:
-        tokens = self._encode(prompt)[-self._max_tokens :] or (0,)
+        whole = self._encode(prompt)
+        tokens = whole[-n_kept:] or (0,)
+        room = self._max_tokens - len(tokens)
         shared: Prefix = self._model.prefill(tokens[:-1])
         written: dict[int, list[int]] = {i: [] for i in items}
         rng = {i: np.random.default_rng(r.seed) for i in items if isinstance(r := requests[i], TextRequest)}
@@ -149,13 +157,14 @@ class EmbeddedFM(BaseFM):
                 assert isinstance(request, TextRequest)
                 written[i].append(_draw(row, request, rng[i]))
                 text = self._tokenizer.decode(written[i])
-                done = len(written[i]) >= request.max_tokens or any(s in text for s in request.stop)
+                done = len(written[i]) >= min(request.max_tokens, room) or any(s in text for s in request.stop)
                 if done or written[i][-1] in self._stop_tokens:
                     answers[i] = FMResponse(
                         text=_cut(text, request.stop),
                         prompt_tokens=len(tokens),
                         completion_tokens=len(written[i]),
                         cached_tokens=len(tokens) - 1 if i != items[0] else 0,
+                        truncated=len(tokens) < len(whole),
                     )
                 else:
                     going.append(i)

@@ -9,12 +9,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from pydantic import BaseModel
 
 from promptfed.errors import DataError
 from promptfed.fm.base import BaseFM
 from promptfed.types import Capability, FMRequest, FMResponse
+
+
+class _Line(BaseModel, extra="forbid"):
+    key: str
+    answer: FMResponse
 
 
 def request_key(fm_id: str, request: FMRequest) -> str:
@@ -24,28 +32,38 @@ def request_key(fm_id: str, request: FMRequest) -> str:
 
 
 def read_journal(path: Path) -> dict[str, FMResponse]:
-    """All answers in a journal. A last line that was cut off is ignored; any other bad line is an error."""
+    """All answers in a journal. A last line that was cut off is ignored; any other bad line is a `DataError`."""
     answers: dict[str, FMResponse] = {}
-    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n") if path.exists() else []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-            fields = record["answer"]
-            if fields.get("logprobs") is not None:
-                fields["logprobs"] = tuple(fields["logprobs"])
-            answers[record["key"]] = FMResponse(**fields)
-        except (ValueError, KeyError, TypeError):
-            if number == len(lines):
+            record = _Line.model_validate(json.loads(line.decode()))
+        except ValueError:
+            if not line.endswith(b"\n"):
                 break
             raise DataError(f"{path}, line {number}: not an answer of this version; delete the journal") from None
+        answers[record.key] = record.answer
     return answers
 
 
+def _cut_back(path: Path) -> None:
+    """Drop what follows the last line's end, so that the next line written does not run into it."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
 class RecordingFM(BaseFM):
-    """Answers from the journal where it can; asks ``inner`` for the rest and writes that down before returning."""
+    """Answers from the journal where it can; asks ``inner`` for the rest and writes that down before returning.
+
+    A last line that was cut off is removed from the journal, and its request asked again.
+    """
 
     def __init__(self, inner: BaseFM, path: Path) -> None:
         self._inner, self._path = inner, path
+        if path.exists():
+            _cut_back(path)
         self._answers = read_journal(path)
 
     @property

@@ -41,6 +41,12 @@ class PackedLlama:
                 f"the embedded engine reads Llama-family models; {folder.name} has model_type "
                 f"{config.get('model_type')!r}. Serve other models behind an OpenAI-compatible endpoint"
             )
+        usual = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+        odd = [f"{name} {config[name]!r}" for name, value in usual.items() if (config.get(name) or value) != value]
+        if odd:
+            raise ConfigError(
+                f"the embedded engine computes SiLU layers without biases; {folder.name} has {', '.join(odd)}"
+            )
         weights = {name: w.to(dtype) for name, w in load_file(folder / "model.safetensors").items()}
         self.n_heads: int = config["num_attention_heads"]
         self.n_kv: int = config["num_key_value_heads"]

@@ -34,12 +34,18 @@ class PromptSet:
     The prompt that is best by itself comes first.
     """
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic where a message carries this)
+
     labels: tuple[str, ...]
     prompts: tuple[PromptTemplate, ...]
     weights: tuple[float, ...]
     bias: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        # The numbers that the wire carries (32 bits), so that the id is the same everywhere.
+        for name in ("weights", "bias"):
+            rounded = np.asarray(getattr(self, name), dtype=np.float32)
+            object.__setattr__(self, name, tuple(rounded.tolist()))
         if not self.prompts or len(self.weights) != len(self.prompts):
             raise DataError(f"a prompt set needs one weight a prompt; got {len(self.weights)} for {len(self.prompts)}")
         if len(self.bias) != len(self.labels) or any(len(p.words) != len(self.labels) for p in self.prompts):
@@ -88,13 +94,13 @@ class PromptSet:
             record = json.loads(path.read_text(encoding="utf-8"))
             version, claimed = record["schema_version"], record["prompt_id"]
             if version != SCHEMA_VERSION:
-                raise DataError(f"{path}: schema_version {version}; this promptfed reads {SCHEMA_VERSION}")
+                raise DataError(f"schema_version {version}; this promptfed reads {SCHEMA_VERSION}")
             keys: Sequence[str] = ("labels", "prompts", "weights", "bias")
             loaded: PromptSet = TypeAdapter(cls).validate_python({k: record[k] for k in keys})
         except OSError as error:
             raise DataError(f"{path}: can't be read ({error.strerror})") from None
-        except PromptfedError:
-            raise
+        except PromptfedError as error:
+            raise DataError(f"{path}: {error}") from None
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             raise DataError(f"{path}: not a prompt.json ({type(error).__name__})") from None
         if loaded.prompt_id != claimed:

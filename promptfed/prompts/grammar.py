@@ -58,8 +58,8 @@ class Materials:
     other_words: tuple[tuple[str, ...], ...]
 
     def draw_words(self, rng: np.random.Generator) -> tuple[str, ...]:
-        """The given label words, or (four times in ten, where every label has others) other ones."""
-        if rng.random() < 0.6 or not all(self.other_words):
+        """The given label words, or (half of the time, where every label has others) other ones."""
+        if rng.random() < 0.5 or not all(self.other_words):
             return self.words
         drawn = tuple(_pick(options, rng) for options in self.other_words)
         return drawn if len(set(drawn)) == len(drawn) else self.words

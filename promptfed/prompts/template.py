@@ -27,6 +27,8 @@ def content_hash(value: object, length: int = 12) -> str:
 class PromptTemplate:
     """``text`` with exactly one slot; ``words[k]`` stands for label k after ``separator``."""
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic where a message carries this)
+
     text: str
     words: tuple[str, ...]
     separator: str = " "

@@ -45,6 +45,7 @@ from promptfed.prompts.template import PromptTemplate
 from promptfed.types import Capability, FloatArray, LabelRequest, TextRequest
 
 T = TypeVar("T")
+B = TypeVar("B")
 Replies = Mapping[str, Reply]
 
 
@@ -137,38 +138,35 @@ class Session:
             {c: len(part) for c, part in dealt.items()},
         )
         written = [""] * len(requests)
-        for client, reply in replies.items():
-            if isinstance(reply.body, Written):
-                for i, text in zip(dealt[client], reply.body.texts, strict=True):
+        for client, body in _answers(replies, Written, lambda _: True).items():
+            if len(body.texts) == len(dealt[client]):
+                for i, text in zip(dealt[client], body.texts, strict=True):
                     written[i] = text
         return written
 
     def weigh(self, openings: Sequence[str], words: Sequence[str]) -> Steps[FloatArray]:
         """Log-probability of each word after each opening, shape (n_openings, n_words), normalised over the words."""
         clients = list(self.federation.clients)
-        dealt = {c: part for i, c in enumerate(clients) if (part := list(openings[i :: len(clients)]))}
+        dealt = {c: part for i, c in enumerate(clients) if (part := range(len(openings))[i :: len(clients)])}
         labels = tuple(" " + word for word in words)
         tasks = {
-            c: Weigh(requests=tuple(LabelRequest(prefix="", text=o, suffix="", labels=labels) for o in part))
+            c: Weigh(requests=tuple(LabelRequest(prefix="", text=openings[i], suffix="", labels=labels) for i in part))
             for c, part in dealt.items()
         }
         replies = yield self._round("weigh", tasks, {c: len(part) for c, part in dealt.items()})
         out = np.full((len(openings), len(words)), -np.log(max(len(words), 1)))
-        for client, reply in replies.items():
-            if isinstance(reply.body, Weighed):
-                for opening, row in zip(dealt[client], reply.body.logprobs, strict=True):
-                    if row:
-                        out[list(openings).index(opening)] = row
+        for client, body in _answers(replies, Weighed, lambda _: True).items():
+            for i, row in zip(dealt[client], body.logprobs, strict=False):
+                if len(row) == len(words):
+                    out[i] = row
         return out
 
     def vote(self, texts: Sequence[str]) -> Steps[FloatArray]:
         """Mean label probabilities that the clients' domain models give ``texts``, shape (n, n_labels)."""
         replies = yield self._round("vote", {c: Vote(texts=tuple(texts)) for c in self.federation.clients})
-        votes = [
-            np.frombuffer(r.body.shares, dtype=np.uint8).reshape(-1, r.body.n_labels) / 255.0
-            for r in replies.values()
-            if isinstance(r.body, Votes)
-        ]
+        shape = (len(texts), len(self.federation.labels))
+        right_size = _answers(replies, Votes, lambda b: (len(b.shares), b.n_labels) == (shape[0] * shape[1], shape[1]))
+        votes = [np.frombuffer(b.shares, dtype=np.uint8).reshape(shape) / 255.0 for b in right_size.values()]
         if not votes:
             raise RunError("no client voted; at least one domain model is needed")
         return np.asarray(np.mean(votes, axis=0), dtype=np.float64)
@@ -185,16 +183,17 @@ class Session:
         asked = list(clients or self.federation.clients)
         grants = {c: self._cost(prompts, stop or 0, c) for c in asked}
         replies = yield self._round("ask", dict.fromkeys(asked, Ask(prompts=tuple(prompts), stop=stop)), grants)
-        for client in asked:
+        shape = (len(prompts), len(self.federation.labels))
+        answers = _answers(replies, MomentSums, lambda b: len(b.total) == len(b.squares) == shape[0] * shape[1])
+        for client in answers:
             reached = min(stop or 0, self.federation.clients[client])
             for p in prompts:
                 key = (p.prompt_id, client)
                 self._scored[key] = max(reached, self._scored.get(key, 0))
-        parts = [r.body for r in replies.values() if isinstance(r.body, MomentSums)]
+        parts = list(answers.values())
         n = sum(p.n for p in parts)
         if n == 0:
             raise RunError("no client scored any text; at least one text is needed")
-        shape = (len(prompts), len(self.federation.labels))
         total, squares = (
             np.sum([np.reshape(getattr(p, name), shape) for p in parts], axis=0) for name in ("total", "squares")
         )
@@ -221,7 +220,9 @@ class Session:
             bias=tuple(b for c in pooled for b in c.bias),
         )
         replies = yield self._round("score", dict.fromkeys(asked, body))
-        parts = [r.body for r in replies.values() if isinstance(r.body, Scored)]
+        n_sets = len(sets)
+        right_size = _answers(replies, Scored, lambda b: len(b.total) == len(b.diff) == len(b.diff_sq) == n_sets)
+        parts = list(right_size.values())
         n = sum(p.n for p in parts)
         if n == 0:
             raise RunError("no client scored any text; at least one text is needed")
@@ -244,10 +245,12 @@ class Session:
         everyone = self.federation.clients
         n, total, squares = yield from self.ask(prompts, stop)
         start = at = prior(n, total, squares)
+        size = sum(total.shape)
         for _ in range(steps):
             body = Newton(prompts=tuple(prompts), stop=stop, weights=at.weights, bias=at.bias)
             replies = yield self._round("newton", dict.fromkeys(everyone, body))
-            parts = [_newton_sums(r.body) for r in replies.values() if isinstance(r.body, NewtonPart)]
+            right_size = _answers(replies, NewtonPart, lambda b: len(b.gradient) ** 2 == len(b.hessian) == size**2)
+            parts = [_newton_sums(part) for part in right_size.values()]
             if not parts:
                 raise RunError("no client took part in the calibration; at least one is needed")
             pooled = parts[0]
@@ -268,6 +271,11 @@ class Session:
         granted = dict(grants or {})
         self.left -= sum(granted.values())
         return Round(name=name, tasks=dict(tasks), grants=granted)
+
+
+def _answers(replies: Replies, kind: type[B], fits: Callable[[B], bool]) -> dict[str, B]:
+    """Reply bodies of one kind by client. One of the wrong size is left out: a broken client costs only its part."""
+    return {c: r.body for c, r in replies.items() if isinstance(r.body, kind) and fits(r.body)}
 
 
 def _newton_sums(part: NewtonPart) -> NewtonSums:

@@ -9,7 +9,8 @@ for. In order:
 2. *Vote*: the clients' domain models say which words and texts stand for which label; the FM says which are natural.
 3. *Race*: drafts are scored on the clients' first few texts, the better part goes on to more texts, and survivors are
    recombined and edited between the heats.
-4. *Choose*: the best set of at most ``max_prompts``; its calls go to more texts, then it is weighed and calibrated.
+4. *Choose*: finalists are scored on all the texts that the budget still pays for; the best set of at most
+   ``max_prompts`` is weighed and calibrated over all clients.
 
 A candidate's score is 1 - Brier/2 under a calibration that was cross-fitted at the client, because that, and not raw
 accuracy, is what the tuned prompt is worth after each client has calibrated it.
@@ -41,8 +42,8 @@ from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Federation, Session, Standing, Steps, singles
 from promptfed.types import Capability, FloatArray, TextRequest
 
-# Shares of max_fm_calls. What a stage leaves over goes to the last one, which scores the chosen set on more texts.
-WRITE_SHARE, FIRST_SHARE, VARY_SHARE, SECOND_SHARE, THIRD_SHARE = 0.03, 0.32, 0.12, 0.20, 0.14
+# Shares of max_fm_calls. The last heat gets what is left, two fifths: the texts that choose the set calibrate it too.
+WRITE_SHARE, FIRST_SHARE, VARY_SHARE, SECOND_SHARE = 0.03, 0.26, 0.10, 0.22
 # Texts, over all clients, that decide the first heat: about 25 tell a hopeless prompt from a fair one.
 # With a small budget fewer texts, so that there is a choice at all.
 FIRST_TEXTS, LEAST_TEXTS = 25, 8
@@ -96,10 +97,9 @@ class Race:
         ranked = yield from rank_sets(session, [d.template() for d in survivors], stop)
         finalists = members(ranked, N_THIRD)
 
-        stop += more_texts(session, len(finalists), THIRD_SHARE)
+        stop += more_texts(session, len(finalists), 1.0)
         ranked = yield from rank_sets(session, finalists, stop)
-        chosen = ranked[0]
-        return (yield from session.calibrate(chosen, stop + more_texts(session, len(chosen), 1.0)))
+        return (yield from session.calibrate(ranked[0]))
 
     def _heat(self, session: Session, pool: _Pool, drafts: Sequence[Draft], stop: int) -> Steps[None]:
         """Score ``drafts`` on texts [0, stop) of every client and add them to the pool."""
