@@ -21,6 +21,7 @@ from evaluators.metrics import with_errors
 from promptfed.errors import WireError
 from promptfed.fm.base import BaseFM
 from promptfed.fm.decorators import Budgeted
+from promptfed.fm.journal import RecordingFM
 from promptfed.messages import (
     Adopt,
     Adopted,
@@ -57,7 +58,8 @@ HEAD_ITERATIONS = 5
 
 
 class Client:
-    """One organisation. ``folder`` is its own: calibration, stacker and per-text results stay there.
+    """One organisation. ``folder`` is its own: calibration, stacker, per-text results and the ``journal`` of FM answers
+    stay there.
 
     ``public_encoder`` reads public texts only, so simulated clients may share what it remembers.
     """
@@ -72,14 +74,16 @@ class Client:
         public_encoder: Encoder | None = None,
         seed: int,
         folder: Path | None = None,
+        journal: str = "journal",
     ) -> None:
         self.data, self.labels = data, labels
         self.folder = folder
-        self._fm = Budgeted(fm)
+        recorded = RecordingFM(fm, folder / f"{journal}.jsonl") if folder is not None else None
+        self._fm = Budgeted(recorded or fm)
         self._seed = seed
         self._encoder = encoder
         self._public_encoder = public_encoder or encoder
-        self.scores = ScoreStore(data.train, len(labels))
+        self.scores = ScoreStore(data.train, len(labels), recorded.recall if recorded else None)
         self._domain: LinearDomainModel | None = None
         self.arms = Arms(data, self.scores, len(labels), encoder, self.domain_model)
 

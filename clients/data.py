@@ -55,7 +55,8 @@ def read_rows(
 ) -> Rows:
     """Rows (client, text, label) of a CSV file in UTF-8, gzipped if it ends in .gz.
 
-    ``client`` stands in for a missing client column. Raises `DataError` naming file and row or column, never a text.
+    ``client`` stands in for a missing client column. Raises `DataError` naming file and row or column, never a text;
+    also for a label that is long or has several lines, and for a client's id that can't name a folder.
     """
     wanted = [text_column, label_column] + ([client_column] if client is None else [])
     rows: Rows = []
@@ -71,8 +72,7 @@ def read_rows(
         owner = client if client is not None else record[client_column].strip()
         if not owner:
             raise DataError(f"{path}, row {number}: column {client_column!r} is empty; expected a client's name")
-        if not _names_a_folder(owner):
-            raise DataError(f"{path}, row {number}: {_no_folder(owner)}")
+        _check_client_id(owner, f"{path}, row {number}: ")
         rows.append((owner, record[text_column], label))
     return rows
 
@@ -93,7 +93,7 @@ def _records(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str
     except (gzip.BadGzipFile, zlib.error, EOFError):
         raise DataError(f"{path}: not a whole gzip file; it is damaged or cut off") from None
     except OSError as error:
-        why = getattr(error, "strerror", None) or type(error).__name__
+        why = error.strerror or type(error).__name__
         raise DataError(f"{path}: can't be read ({why})") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
@@ -125,11 +125,8 @@ def _parse(text: str) -> tuple[list[list[str]], bool]:
 
     A row put after the last one tells: an open quote swallows it.
     """
-    limit = csv.field_size_limit(len(text) + 2)
-    try:
-        lines = list(csv.reader(io.StringIO(text.rstrip("\r\n") + "\n.", newline="")))
-    finally:
-        csv.field_size_limit(limit)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 2))
+    lines = list(csv.reader(io.StringIO(text.rstrip("\r\n") + "\n.", newline="")))
     is_closed = lines[-1] == ["."]
     return lines[: len(lines) - is_closed], is_closed
 
@@ -142,17 +139,14 @@ def _describe(header: Sequence[str], column: str, wanted: Sequence[str]) -> str:
     return f"{size}, among them {', '.join(shown)}" if shown else f"{size}; is the first row a header?"
 
 
-def _names_a_folder(client_id: str) -> bool:
-    """Whether a client's folder can have its id as its name, on any file system that we know of."""
+def _check_client_id(client_id: str, place: str = "") -> None:
+    """Raise `DataError` unless the client's folder can have the id as its name."""
     is_name = _NAME.fullmatch(client_id) is not None and client_id not in (".", "..")
-    return is_name and not set(client_id) & set("/\\") and len(client_id.encode()) <= 255
-
-
-def _no_folder(client_id: str) -> str:
-    return (
-        f"client id {client_id[:_SHOWN]!r} can't name a folder; expected at most 100 characters (255 bytes), "
-        "without / or \\ or control characters"
-    )
+    if not is_name or set(client_id) & set("/\\") or len(client_id.encode()) > 255:
+        raise DataError(
+            f"{place}client id {client_id[:_SHOWN]!r} can't name a folder; expected at most 100 characters (255 bytes) "
+            "without /, \\ or control characters"
+        )
 
 
 def assemble(train: Rows, test: Rows, labels: Sequence[str], seed: int) -> list[ClientData]:
@@ -168,8 +162,7 @@ def assemble(train: Rows, test: Rows, labels: Sequence[str], seed: int) -> list[
             raise DataError(f"{name} has labels {', '.join(unknown)}; expected {', '.join(labels)}")
     clients = sorted({client for client, _, _ in train})
     for client in clients:
-        if not _names_a_folder(client):
-            raise DataError(_no_folder(client))
+        _check_client_id(client)
     strangers = sorted({client for client, _, _ in test} - set(clients))
     if strangers:
         raise DataError(f"test has clients that train lacks: {', '.join(s[:_SHOWN] for s in strangers)}")

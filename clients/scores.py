@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,17 +10,21 @@ from clients.data import Labelled
 from promptfed.fm.base import BaseFM, as_scores
 from promptfed.prompts.calibration import Calibration, cross_fitted_proba, log_prior
 from promptfed.prompts.template import PromptTemplate
-from promptfed.types import FloatArray, IntArray
+from promptfed.types import FloatArray, FMResponse, IntArray, LabelRequest
+
+Recall = Callable[[Sequence[LabelRequest]], list[FMResponse | None]]
 
 
 class ScoreStore:
     """Label log-probabilities of prompts on a client's texts, kept so that nothing is paid for twice.
 
-    An item that the FM refused keeps its place: it is uniform where a number is needed and its score is 0.
+    An item that the FM refused keeps its place: it is uniform where a number is needed and its score is 0. ``recall``
+    gives answers that an earlier process of the same run was given, so that a run can go on where it was cut off.
     """
 
-    def __init__(self, data: Labelled, n_labels: int) -> None:
+    def __init__(self, data: Labelled, n_labels: int, recall: Recall | None = None) -> None:
         self.data = data
+        self._recall = recall
         self.log_prior = log_prior(data.labels, n_labels)
         self._scores: dict[str, FloatArray] = {}  # prompt_id -> (n, K), nan where not asked
         self._failed: dict[str, IntArray] = {}  # prompt_id -> 0 or 1 a text
@@ -30,8 +34,7 @@ class ScoreStore:
         stop = min(stop, len(self.data))
         wanted: list[tuple[PromptTemplate, IntArray]] = []
         for prompt in {p.prompt_id: p for p in prompts}.values():
-            known = self._scores.setdefault(prompt.prompt_id, np.full((len(self.data), len(prompt.words)), np.nan))
-            self._failed.setdefault(prompt.prompt_id, np.zeros(len(self.data), dtype=np.int64))
+            known = self._known(prompt)
             wanted.append((prompt, np.flatnonzero(np.isnan(known[:stop, 0]))))
         requests = [r for p, rows in wanted for r in p.requests([self.data.texts[i] for i in rows])]
         if not requests:
@@ -39,16 +42,28 @@ class ScoreStore:
         answers = await fm.complete(requests)
         start = 0
         for prompt, rows in wanted:
-            scores = as_scores(answers[start : start + len(rows)], len(prompt.words))
+            self._enter(prompt, rows, answers[start : start + len(rows)])
             start += len(rows)
-            self._scores[prompt.prompt_id][rows] = scores.data
-            self._failed[prompt.prompt_id][rows] = np.ma.getmaskarray(scores).any(axis=1)
         return len(requests)
+
+    def _known(self, prompt: PromptTemplate) -> FloatArray:
+        """All scores of one prompt, (n, K); nan where it was not asked about."""
+        if prompt.prompt_id not in self._scores:
+            self._scores[prompt.prompt_id] = np.full((len(self.data), len(prompt.words)), np.nan)
+            self._failed[prompt.prompt_id] = np.zeros(len(self.data), dtype=np.int64)
+            recalled = self._recall(prompt.requests(self.data.texts)) if self._recall else []
+            rows = np.array([i for i, answer in enumerate(recalled) if answer is not None], dtype=np.int64)
+            self._enter(prompt, rows, [answer for answer in recalled if answer is not None])
+        return self._scores[prompt.prompt_id]
+
+    def _enter(self, prompt: PromptTemplate, rows: IntArray, answers: Sequence[FMResponse]) -> None:
+        scores = as_scores(answers, len(prompt.words))
+        self._scores[prompt.prompt_id][rows] = scores.data
+        self._failed[prompt.prompt_id][rows] = np.ma.getmaskarray(scores).any(axis=1)
 
     def get(self, prompts: Sequence[PromptTemplate], stop: int | None = None) -> tuple[FloatArray, IntArray, IntArray]:
         """Of the texts [0, stop) that all ``prompts`` were scored on: scores (n, J, K), labels (n,), rows (n,)."""
-        blank = np.full((len(self.data), len(prompts[0].words)), np.nan)
-        scores = np.stack([self._scores.get(p.prompt_id, blank) for p in prompts], axis=1)[:stop]
+        scores = np.stack([self._known(p) for p in prompts], axis=1)[:stop]
         rows = np.flatnonzero(np.isfinite(scores).all(axis=(1, 2)))
         return scores[rows], self.data.labels[rows], rows
 

@@ -24,7 +24,7 @@ from promptfed.federation.events import EventLog, Listener
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.federation.server import Limits, Server
 from promptfed.fm.base import BaseFM, run_sync
-from promptfed.fm.decorators import Metered, Pooled, Retrying
+from promptfed.fm.decorators import Metered, Pooled, Retrying, Routed
 from promptfed.ledger import Ledger
 from promptfed.messages import Evaluate, Evaluated
 from promptfed.prompts.artefact import PromptSet
@@ -205,12 +205,14 @@ class Simulation:
     ) -> None:
         self.config, self.inputs, self.folder = config, inputs, folder
         self.method: Strategy = load_method(config.method.name)
-        self.fm = fm or load_fm(config.fm.scorer)
+        scorer = fm or load_fm(config.fm.scorer)
+        proposer = load_fm(config.fm.proposer) if config.fm.proposer else scorer
+        self.fm = scorer if proposer is scorer else Routed(scorer, proposer)
         for capability in sorted(self.method.needs):
             self.fm.require(capability, f"method {self.method.name!r}")
         shared = encoder or SentenceEncoder(config.encoder.name)
         self.encoder_id = shared.encoder_id
-        self._provider = Retrying(Pooled(self.fm))
+        self._provider: BaseFM = Retrying(Pooled(self.fm))
         self._encoders = {d.client_id: RememberingEncoder(shared) for d in inputs.clients}
         self._shared_encoder = shared
         self._public_encoder = RememberingEncoder(shared)
@@ -336,6 +338,7 @@ class Simulation:
                 public_encoder=self._public_encoder,
                 seed=self.config.seed,
                 folder=folder,
+                journal=f"journal/{name}",
             )
         checkpoint = Checkpoint(self.folder / "checkpoint" / name if self.folder else None)
         limits = Limits(max_tokens=self.config.budget.max_tokens, max_usd=self.config.budget.max_usd)

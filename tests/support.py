@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -160,15 +161,19 @@ def bench(
     n_words: int = 6,
     checkpoint: Checkpoint | None = None,
     wrap: Callable[[InProcessTransport], Any] = lambda transport: transport,
+    folder: Path | None = None,
     **options: Any,
 ) -> Bench:
-    """``n_clients`` clients with ``n_train`` texts each, a server and books. ``wrap`` may put a fault on the wire."""
+    """``n_clients`` clients with ``n_train`` texts each, a server and books. ``wrap`` may put a fault on the wire;
+    under ``folder`` each client keeps its journal."""
     counting = CountingFM(fm or ScriptedFM())
     ledger, events = Ledger(), EventLog()
     clients = {}
     for c in range(n_clients):
         data = client_data(f"client{c}", n_train, n_test, seed=c, n_words=n_words)
-        clients[data.client_id] = Client(data, LABELS, Metered(counting, ledger, data.client_id), WordEncoder(), seed=1)
+        own = folder / data.client_id if folder else None
+        fm_of_client = Metered(counting, ledger, data.client_id)
+        clients[data.client_id] = Client(data, LABELS, fm_of_client, WordEncoder(), seed=1, folder=own)
     server = Server(wrap(InProcessTransport(clients)), ledger, events, checkpoint)
     return Bench(clients=clients, server=server, ledger=ledger, events=events, fm=counting, options=options)
 

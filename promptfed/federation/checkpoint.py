@@ -1,7 +1,8 @@
-"""A checkpoint a round: the replies as they came over the wire. They are the run's whole state.
+"""A checkpoint a round: the replies as they came over the wire. They are the server's whole state.
 
 A method is a pure function of the replies that it was sent (`promptfed.strategies.base`), so sending them again brings
-it to where it was. Files are written aside and renamed, so a round is there whole or not at all.
+it to where it was. Clients bring themselves there from their own journals (`clients.scores`). Files are written aside
+and renamed, so a round is there whole or not at all.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from promptfed.errors import BudgetError
 from promptfed.fm.base import BaseFM
 from promptfed.ledger import Ledger
-from promptfed.types import Capability, FMRequest, FMResponse
+from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
 
 
 class _Wrapper(BaseFM):
@@ -51,6 +51,31 @@ class Budgeted(_Wrapper):
             raise BudgetError(f"{len(requests)} FM calls wanted, {self.grant} granted; none was made")
         self.grant -= len(requests)
         return await self._inner.complete(requests)
+
+
+class Routed(_Wrapper):
+    """Lets ``proposer`` write and ``inner`` score: two models behind one seam."""
+
+    def __init__(self, inner: BaseFM, proposer: BaseFM) -> None:
+        super().__init__(inner)
+        self._proposer = proposer
+
+    @property
+    def fm_id(self) -> str:
+        return f"{self._inner.fm_id} (texts by {self._proposer.fm_id})"
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        text = frozenset({Capability.TEXT})
+        return (self._inner.capabilities - text) | (self._proposer.capabilities & text)
+
+    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        answers: dict[int, FMResponse] = {}
+        for model, kind in ((self._proposer, TextRequest), (self._inner, LabelRequest)):
+            mine = [i for i, request in enumerate(requests) if isinstance(request, kind)]
+            if mine:
+                answers |= zip(mine, await model.complete([requests[i] for i in mine]), strict=True)
+        return [answers[i] for i in range(len(requests))]
 
 
 class Retrying(_Wrapper):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from promptfed.types import Capability, FMRequest, FMResponse
 
 
 class _Line(BaseModel, extra="forbid"):
+    """A line of the journal, field by field."""
+
     key: str
     answer: FMResponse
 
@@ -34,7 +37,7 @@ def request_key(fm_id: str, request: FMRequest) -> str:
 def read_journal(path: Path) -> dict[str, FMResponse]:
     """All answers in a journal. A last line that was cut off is ignored; any other bad line is a `DataError`."""
     answers: dict[str, FMResponse] = {}
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    lines = io.BytesIO(path.read_bytes() if path.exists() else b"")
     for number, line in enumerate(lines, start=1):
         try:
             record = _Line.model_validate(json.loads(line.decode()))
@@ -65,6 +68,13 @@ class RecordingFM(BaseFM):
         if path.exists():
             _cut_back(path)
         self._answers = read_journal(path)
+        self._resumed = bool(self._answers)
+
+    def recall(self, requests: Sequence[FMRequest]) -> list[FMResponse | None]:
+        """What the journal of an earlier process holds of these requests; nothing is asked."""
+        if not self._resumed:
+            return [None] * len(requests)
+        return [self._answers.get(request_key(self.fm_id, r)) for r in requests]
 
     @property
     def fm_id(self) -> str:

@@ -9,8 +9,8 @@ for. In order:
 2. *Vote*: the clients' domain models say which words and texts stand for which label; the FM says which are natural.
 3. *Race*: drafts are scored on the clients' first few texts, the better part goes on to more texts, and survivors are
    recombined and edited between the heats.
-4. *Choose*: finalists are scored on all the texts that the budget still pays for; the best set of at most
-   ``max_prompts`` is weighed and calibrated over all clients.
+4. *Choose*: finalists are scored on all the texts that the budget still pays for; the best set of ``max_prompts``
+   is weighed and calibrated over all clients.
 
 A candidate's score is 1 - Brier/2 under a calibration that was cross-fitted at the client, because that, and not raw
 accuracy, is what the tuned prompt is worth after each client has calibrated it.
@@ -333,17 +333,18 @@ def distinct(drafts: Sequence[Draft]) -> list[Draft]:
 
 
 def rank_sets(session: Session, prompts: Sequence[PromptTemplate], stop: int) -> Steps[list[list[PromptTemplate]]]:
-    """All sets of at most ``max_prompts`` of ``prompts``, best combined score first; in a set, the best prompt first.
+    """All sets of ``max_prompts`` of ``prompts``, best combined score first; in a set, the best prompt first.
 
-    Prompts are scored on texts [0, stop) where they are not yet; a set costs no call beyond that, since the clients
-    combine label scores that they have.
+    Sets are as large as the person allows: one more prompt lowers the variance of the answer, which is worth more than
+    the noise by which a smaller set now and then scores higher. Prompts are scored on texts [0, stop) where they are
+    not yet; a set costs no call beyond that, since the clients combine label scores that they have.
     """
     federation = session.federation
-    most = min(federation.max_prompts, len(prompts))
-    sets = [s for size in range(1, most + 1) for s in combinations(range(len(prompts)), size)]
+    full = list(combinations(range(len(prompts)), min(federation.max_prompts, len(prompts))))
+    sets = list(dict.fromkeys([*singles(prompts), *full]))
     standings = yield from session.score(prompts, sets, stop)
     score = {s: standing.score for s, standing in zip(sets, standings, strict=True)}
-    ranked = sorted(sets, key=lambda s: -score[s])
+    ranked = sorted(full, key=lambda s: -score[s])
     best = ranked[0]
     federation.log(
         "sets",

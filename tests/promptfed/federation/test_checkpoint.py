@@ -110,10 +110,18 @@ def test_a_run_cut_off_anywhere_ends_in_the_prompt_of_a_run_that_was_not(tmp_pat
     expected = whole.drive(Race().run(whole.federation()), BUDGET)
     assert counted[0].n > 15  # so every cut below is inside the run
 
-    broken = bench(2, 12, max_fm_calls=BUDGET, checkpoint=Checkpoint(tmp_path), wrap=lambda inner: CutOff(inner, after))
+    server, home = tmp_path / "server", tmp_path / "clients"
+    broken = bench(
+        2,
+        12,
+        max_fm_calls=BUDGET,
+        checkpoint=Checkpoint(server),
+        wrap=lambda inner: CutOff(inner, after),
+        folder=home,
+    )
     with pytest.raises(CutOff.PowerFailureError):
         broken.drive(Race().run(broken.federation()), BUDGET)
-    resumed = bench(2, 12, max_fm_calls=BUDGET, checkpoint=Checkpoint(tmp_path))
+    resumed = bench(2, 12, max_fm_calls=BUDGET, checkpoint=Checkpoint(server), folder=home)
     prompt = resumed.drive(Race().run(resumed.federation()), BUDGET)
 
     assert prompt.prompt_id == expected.prompt_id
