@@ -78,8 +78,9 @@ class Client:
     ) -> None:
         self.data, self.labels = data, labels
         self.folder = folder
-        recorded = RecordingFM(fm, folder / f"{journal}.jsonl") if folder is not None else None
-        self._fm = Budgeted(recorded or fm)
+        self._budget = Budgeted(fm)
+        recorded = RecordingFM(self._budget, folder / f"{journal}.jsonl") if folder is not None else None
+        self._fm: BaseFM = recorded or self._budget
         self._seed = seed
         self._encoder = encoder
         self._public_encoder = public_encoder or encoder
@@ -100,10 +101,10 @@ class Client:
 
     async def handle(self, task: bytes) -> bytes:
         """Do one task. Never raises for a task that failed: the reply is then `Failed` with a class name."""
-        number = granted = self._fm.grant = 0
+        number = granted = self._budget.grant = 0
 
         def reply(body: ReplyBody) -> bytes:
-            spent = granted - self._fm.grant
+            spent = granted - self._budget.grant
             return encode(Reply(round=number, client_id=self.client_id, fm_calls=spent, body=body))
 
         try:
@@ -111,7 +112,7 @@ class Client:
             number = message.round
             if message.client_id != self.client_id:
                 raise WireError(f"a task for {message.client_id!r} reached {self.client_id!r}")
-            granted = self._fm.grant = message.grant
+            granted = self._budget.grant = message.grant
             return reply(await self._do(message))
         except Exception as error:  # noqa: BLE001  (the boundary: no exception, and no text of one, may leave)
             return reply(Failed(reason=type(error).__name__))

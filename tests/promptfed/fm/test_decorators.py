@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from promptfed.errors import BudgetError
 from promptfed.fm.base import BaseFM
-from promptfed.fm.decorators import Budgeted, Metered, Pooled, Retrying
+from promptfed.fm.decorators import Budgeted, Metered, Pooled, Retrying, Routed
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.ledger import Ledger
-from promptfed.types import Capability, FMRequest, FMResponse, TextRequest
+from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
 from tests.support import CountingFM, FailingFM, wait_for
 
 
@@ -223,3 +223,17 @@ def test_a_client_that_gave_up_does_not_hold_up_the_others() -> None:
         return await asyncio.wait_for(stayer, timeout=5)
 
     assert [a.text for a in wait_for(one_gives_up())] == ["B"]
+
+
+def test_routed_lets_one_model_write_and_the_other_score_in_the_order_asked() -> None:
+    scorer, writer = CountingFM(ScriptedFM()), EchoFM()
+    both = Routed(scorer, writer)
+    score = LabelRequest(prefix="Text:", text=" fine", suffix="", labels=(" a", " b"))
+
+    answers = wait_for(both.complete([*requests("one"), score, *requests("two")]))
+
+    assert [a.text for a in answers] == ["ONE", None, "TWO"]
+    assert answers[1].logprobs is not None
+    assert scorer.requests == [score]
+    assert writer.batches == [["one", "two"]]
+    assert both.capabilities == {Capability.TEXT, Capability.LABEL_LOGPROBS}

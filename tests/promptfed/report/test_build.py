@@ -20,7 +20,7 @@ from promptfed.fm.scripted import ScriptedFM
 from promptfed.report.build import build_report, human_bytes, human_seconds, name_of, percent, points
 from tests.support import WordEncoder, public_texts, sentences
 
-CLIENTS = ("north clinic", "south <b>clinic</b>")
+CLIENTS = ("north clinic", "south <b>clinic")
 FILES = ("summary.json", "events.jsonl", "prompt.json", "config.toml")
 ATTACK = "<script>alert(1)</script>"
 
