@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -30,6 +30,7 @@ from promptfed.messages import Evaluate, Evaluated
 from promptfed.prompts.artefact import PromptSet
 from promptfed.registry import load_fm, load_method
 from promptfed.report.build import build_report
+from promptfed.runs import compare_runs
 from promptfed.strategies.base import Federation, Strategy
 from promptfed.strategies.baselines import Given, manual_prompt, zero_shot_prompt
 from promptfed.types import Encoder
@@ -388,6 +389,9 @@ class Simulation:
                 self.folder / "prompt.json",
                 about={"method": self.method.name, "seed": config.seed, "fm": self.fm.fm_id},
             )
+            summary["comparisons"] = {
+                arm: asdict(compare_runs([self.folder], [self.folder], "fm", arm)) for arm in self._arms if arm != "fm"
+            }
             text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
             (self.folder / "summary.json").write_text(text, encoding="utf-8")
             build_report(self.folder)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,8 @@ class SentenceEncoder:
             from sentence_transformers import SentenceTransformer
 
             try:
-                model = SentenceTransformer(source, device="cpu")
+                with redirect_stderr(io.StringIO()):  # the loader draws a progress bar of its own
+                    model = SentenceTransformer(source, device="cpu")
             except (OSError, ValueError, RuntimeError) as error:
                 raise ConfigError(
                     f"encoder {self._name!r} can't be loaded ({type(error).__name__}); "

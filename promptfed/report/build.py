@@ -25,7 +25,6 @@ from promptfed.report.charts import Mark, Point, bars, curve, histogram
 
 # More clients than this are shown as a distribution: as many small pictures are still looked at one by one.
 MAX_PICTURES = 12
-Z95 = 1.96
 
 # Short names of arms, for pictures and tables; what each is stands in the template. An unknown arm keeps its own name.
 NAMES = {
@@ -65,10 +64,11 @@ class Arm(_Record):
     ci95: tuple[FiniteFloat, FiniteFloat]
     by_client: dict[str, Value] = Field(min_length=1)
 
-    @property
-    def error(self) -> float:
-        """Standard error of the mean."""
-        return (self.ci95[1] - self.ci95[0]) / (2 * Z95)
+
+class Paired(_Record):
+    """The tuned prompts less another arm, compared text by text."""
+
+    ci95: tuple[FiniteFloat, FiniteFloat]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,6 +96,7 @@ class Summary(_Record):
     calls_per_prediction: dict[str, float]
     max_fm_calls: int
     n_dropped_texts: int
+    comparisons: dict[str, Paired] = Field(default_factory=dict)
     ledger: dict[str, PhaseAccount]
     privacy: dict[str, list[dict[str, Any]]]
 
@@ -260,15 +261,15 @@ def name_of(arm: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Tuned prompts less another arm, and half a 95% interval as if they were measured on different texts."""
+    """Tuned prompts less another arm, with its 95% interval."""
 
     arm: str
     gain: float
-    margin: float
+    ci95: tuple[float, float]
 
     @property
     def tone(self) -> str:
-        return "even" if abs(self.gain) <= self.margin else "good" if self.gain > 0 else "bad"
+        return "good" if self.ci95[0] > 0 else "bad" if self.ci95[1] < 0 else "even"
 
 
 def headline(summary: Summary) -> dict[str, Any]:
@@ -278,9 +279,9 @@ def headline(summary: Summary) -> dict[str, Any]:
         return {"title": "A prompt was tuned, but nothing was measured", "tone": "even", "comparisons": []}
     tuned = arms["fm"]
     comparisons = [
-        Comparison(arm=a, gain=tuned.mean - of.mean, margin=Z95 * math.hypot(tuned.error, of.error))
+        Comparison(arm=a, gain=tuned.mean - of.mean, ci95=summary.comparisons[a].ci95)
         for a, of in arms.items()
-        if a not in OWN_ARMS
+        if a not in OWN_ARMS and a in summary.comparisons
     ]
     comparisons.sort(key=lambda c: (c.arm != "zero_shot", c.gain))
     if not comparisons:

@@ -134,7 +134,9 @@ def curve(points: Sequence[Point], levels: Sequence[Mark], max_calls: int, *, wi
             parts.append(_tag("circle", note, cx=px, cy=py, r=5, class_="heat"))
         if p.n_texts != labelled:
             labelled = p.n_texts
-            parts.append(_text(px, py + 21, f"{p.n_texts} texts" if wide else p.n_texts, "middle", class_="halo"))
+            # At the right edge the label would run into the names of the horizontal lines.
+            anchor = "end" if px > right - 40 else "middle"
+            parts.append(_text(px, py + 21, f"{p.n_texts} texts" if wide else p.n_texts, anchor, class_="halo"))
     label = (
         f"Tuning curve: best training score from {points[0].score:.3f} after {points[0].fm_calls:,} FM calls to "
         f"{points[-1].score:.3f} after {points[-1].fm_calls:,}. Held-out scores: "

@@ -205,6 +205,8 @@ def test_the_headline_is_honest(folder: Path, zero_shot: float, half: float, by_
         set_accuracy(summary, "fm", 0.8, half)
         set_accuracy(summary, "zero_shot", zero_shot, half)
         set_accuracy(summary, "manual_few_shot", by_hand, half)
+        for arm, value in (("zero_shot", zero_shot), ("manual_few_shot", by_hand)):
+            summary["comparisons"][arm]["ci95"] = [0.8 - value - 2 * half, 0.8 - value + 2 * half]
 
     assert headline(changed(folder, change)) == expected
 
