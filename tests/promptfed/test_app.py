@@ -167,6 +167,33 @@ def test_without_held_out_texts_a_run_tunes_and_measures_nothing(config: dict[st
     assert result.prompt.prompts
 
 
+def test_clients_may_bring_a_file_each_and_columns_may_be_called_otherwise(tmp_path: Path) -> None:
+    words = ("good", "bad")  # label names in the data; the verbalizer says what the FM is shown
+    files = []
+    for c in range(2):
+        data = sentences(24, seed=c)
+        rows = [[t, words[y]] for t, y in zip(data.texts, data.labels, strict=True)]
+        train = write_csv(tmp_path / f"{c}.csv", ["body", "mark"], rows[:16])
+        test = write_csv(tmp_path / f"{c}-test.csv", ["body", "mark"], rows[16:])
+        files.append({"id": f"site{c}", "train": str(train), "test": str(test)})
+
+    result = run(
+        {
+            "clients": files,
+            "data": {"text_column": "body", "label_column": "mark"},
+            "task": {"labels": ["good", "bad"], "verbalizer": {"good": "gloomy", "bad": "cheerful"}},
+            "budget": {"max_fm_calls": 200},
+            "evaluation": {"baselines": ["zero_shot"]},
+        }
+    )
+
+    assert result.prompt.labels == ("good", "bad")
+    assert {c: v["n"] for c, v in result.summary["metrics"]["accuracy"]["fm"]["by_client"].items()} == {
+        "site0": 8,
+        "site1": 8,
+    }
+
+
 def test_an_existing_folder_is_refused_and_only_run_folders_are_replaced(
     config: dict[str, Any], finished: promptfed.Result, tmp_path: Path
 ) -> None:
