@@ -1,9 +1,9 @@
 """``race``: propose many prompts, score them everywhere under calibration, halve, recombine, keep a diverse few.
 
 promptfed's own method. Elimination on paired scores is successive halving (Jamieson & Talwalkar, AISTATS 2016, arXiv
-1502.07943) with bounded sums from every client in place of one loss; sets are chosen by forward selection over
-combined scores (Caruana et al., ICML 2004), which costs no FM call since clients keep the label scores that they paid
-for. In order:
+1502.07943) with bounded sums from every client in place of one loss; the set is chosen by the score of the combined
+answers (ensemble selection, Caruana et al., ICML 2004), which costs no FM call since clients keep the label scores that
+they paid for. In order:
 
 1. *Write*: the FM writes short texts of each label, in the style of the public pool where there is one.
 2. *Vote*: the clients' domain models say which words and texts stand for which label; the FM says which are natural.
@@ -93,6 +93,7 @@ class Race:
 
         survivors = pool.diverse(N_SECOND)
         stop = first_stop + more_texts(session, len(survivors), SECOND_SHARE)
+        pool = _Pool()  # standings on other numbers of texts don't compare
         yield from self._heat(session, pool, survivors, stop)
         ranked = yield from rank_sets(session, [d.template() for d in survivors], stop)
         finalists = members(ranked, N_THIRD)
