@@ -49,9 +49,10 @@ WRITE_SHARE, FIRST_SHARE, VARY_SHARE, SECOND_SHARE = 0.03, 0.26, 0.10, 0.22
 FIRST_TEXTS, LEAST_TEXTS = 25, 8
 N_SECOND, N_THIRD = 10, 5
 # What the domain models vote on at most, how many words a label keeps to be framed, and how many as label words.
-MAX_CORPUS, MAX_VOCABULARY, N_SHORTLIST, N_WORDS = 600, 1200, 40, 5
-# Exemplars a label: framed words, and whole texts (public or written) of a few words.
-N_FRAMED, N_LOOSE, EXEMPLAR_WORDS = 10, 5, 6
+MAX_CORPUS, MAX_VOCABULARY, N_SHORTLIST, N_WORDS = 600, 1200, 40, 3
+# Exemplars a label: framed words, and whole texts (public or written) of a few words. Few, since heats on 25 texts tell
+# good drafts from fair ones badly: what may be drawn has to be good on the whole.
+N_FRAMED, N_LOOSE, EXEMPLAR_WORDS = 6, 2, 6
 # Log-odds of a vote that one nat of the FM's log-probability, or one word less, makes up for.
 FLUENCY, SHORTNESS = 0.5, -0.5
 # Score that a draft gives up for being like one that is kept already: about one standard deviation between drafts.
@@ -206,8 +207,7 @@ def gather(session: Session, rng: np.random.Generator, max_calls: int) -> Steps[
         },
     )
     return Materials(
-        # A person's instruction is drawn twice as often as none.
-        instructions=(federation.instruction, federation.instruction, "") if federation.instruction else ("",),
+        instructions=(federation.instruction,),
         fields=FIELDS,
         exemplars=tuple(exemplars),
         words=federation.words,
