@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from evaluators.compare import Comparison, mean_interval
+from evaluators.compare import Comparison, compare, mean_interval
 from promptfed.app import run
 from promptfed.config import load_config
 from promptfed.runs import compare_runs, correctness, read_summary
@@ -104,8 +104,7 @@ def sentiment_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 def topics_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """The rows that topics6 decides."""
-    over_zero = compare_runs(runs, runs, "fm", "zero_shot") if len(runs) == 1 else _unpaired(runs, "zero_shot")
-    over_local = compare_runs(runs, runs, "fm", "local_only") if len(runs) == 1 else _unpaired(runs, "local_only")
+    over_zero, over_local = _over(runs, "zero_shot"), _over(runs, "local_only")
     return [
         _row("topics6: fm over zero_shot", "lower bound > 0", _points(over_zero), over_zero.ci95[0] > 0),
         _row("topics6: fm over local_only", "lower bound > 0", _points(over_local), over_local.ci95[0] > 0),
@@ -113,10 +112,8 @@ def topics_rows(runs: Sequence[Path]) -> list[dict[str, Any]]:
     ]
 
 
-def _unpaired(runs: Sequence[Path], arm: str) -> Comparison:
-    """Seeds partition topics6 differently, so a client of one seed is a stratum of its own in the comparison."""
-    from evaluators.compare import compare
-
+def _over(runs: Sequence[Path], arm: str) -> Comparison:
+    """fm against ``arm``. Seeds partition topics6 differently: a client of one seed is a stratum of its own."""
     a = {f"{run.name}/{c}": v for run in runs for c, v in correctness([run], "fm").items()}
     b = {f"{run.name}/{c}": v for run in runs for c, v in correctness([run], arm).items()}
     return compare(a, b)

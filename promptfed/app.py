@@ -138,11 +138,6 @@ def _read_labelled(config: Config) -> tuple[Rows, Rows]:
     return train, test
 
 
-def expected_calls(config: Config, inputs: Inputs | None = None) -> int:
-    """FM calls of the whole run at most: tuning, evaluation and baselines."""
-    return sum(_calls_by_phase(config, inputs or read_inputs(config)).values())
-
-
 def estimate(config: Config) -> dict[str, Any]:
     """Calls, tokens, minutes and money of a run, from the data's lengths and the FM's speed on made-up text."""
     inputs = read_inputs(config)
@@ -237,6 +232,7 @@ class Simulation:
                 "seed": self.config.seed,
                 "clients": fleet.ids,
                 "max_fm_calls": self.config.budget.max_fm_calls,
+                "expected_fm_calls": sum(_calls_by_phase(self.config, self.inputs).values()),
                 "fm": self.fm.fm_id,
                 "transport": "in-process simulation",
             },

@@ -77,7 +77,7 @@ def run_command(
         "promptfed run: an [bold]in-process simulation[/]: every client is an object here, "
         "and what they exchange is serialised and counted."
     )
-    with _RunProgress(checked) as progress:
+    with _RunProgress() as progress:
         result = run(checked, out=folder, force=force, listeners=[progress.on_event])
     _print_result(result.summary)
     out_console.print(f"\nprompt  {folder / 'prompt.json'}\nreport  {folder / 'report.html'}", highlight=False)
@@ -229,10 +229,7 @@ def doctor_command(
 class _RunProgress:
     """A bar over FM calls: the phase, the best score so far, and the time left at the present rate."""
 
-    def __init__(self, config: Any) -> None:
-        from promptfed.app import expected_calls
-
-        self._total = expected_calls(config)
+    def __init__(self) -> None:
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description:<34}"),
@@ -247,7 +244,7 @@ class _RunProgress:
             transient=not err_console.is_terminal,
             disable=not err_console.is_terminal,
         )
-        self._task = self._progress.add_task("starting", total=self._total, tokens="")
+        self._task = self._progress.add_task("starting", total=None, tokens="")
 
     def __enter__(self) -> _RunProgress:
         self._progress.start()
@@ -258,7 +255,9 @@ class _RunProgress:
 
     def on_event(self, event: Mapping[str, Any]) -> None:
         kind = event["kind"]
-        if kind == "round":
+        if kind == "start":
+            self._progress.update(self._task, total=event["expected_fm_calls"])
+        elif kind == "round":
             self._progress.update(
                 self._task,
                 advance=event["fm_calls"],
@@ -274,7 +273,7 @@ class _RunProgress:
         elif kind == "arm":
             self._line(f"{event['arm']}: accuracy {event['accuracy']:.3f} on held-out text")
         elif kind == "end":
-            self._progress.update(self._task, completed=self._total, description="done")
+            self._progress.update(self._task, description="done")
 
     def _line(self, text: str) -> None:
         self._progress.console.print(f"  {text}", highlight=False)

@@ -73,7 +73,6 @@ class Federation:
     max_fm_calls: int
     max_prompts: int
     seed: int
-    options: Mapping[str, Any] = field(default_factory=dict)
     log: Callable[[str, Mapping[str, Any]], None] = lambda _kind, _data: None
 
     def rng(self, *stream: int) -> np.random.Generator:
