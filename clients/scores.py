@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from clients.data import Labelled
-from promptfed.fm.base import BaseFM, as_scores
+from promptfed.fm.base import BaseFM
 from promptfed.prompts.calibration import Calibration, cross_fitted_proba, log_prior
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import FloatArray, FMResponse, IntArray, LabelRequest
@@ -57,7 +57,7 @@ class ScoreStore:
         return self._scores[prompt.prompt_id]
 
     def _enter(self, prompt: PromptTemplate, rows: IntArray, answers: Sequence[FMResponse]) -> None:
-        scores = as_scores(answers, len(prompt.words))
+        scores = prompt.label_scores(answers)
         self._scores[prompt.prompt_id][rows] = scores.data
         self._failed[prompt.prompt_id][rows] = np.ma.getmaskarray(scores).any(axis=1)
 

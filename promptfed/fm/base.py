@@ -48,24 +48,13 @@ class BaseFM(ABC):
         if isinstance(prompt, str):
             prompt = PromptTemplate(text=prompt, words=tuple(labels or ()))
         answers = await self.complete(prompt.requests(texts))
-        return as_scores(answers, len(prompt.words))
+        return prompt.label_scores(answers)
 
     def score_labels(
         self, prompt: PromptTemplate | str, texts: Sequence[str], labels: Sequence[str] | None = None
     ) -> np.ma.MaskedArray[Any, Any]:
         """`ascore_labels`, blocking. Works inside a running event loop (a notebook) too."""
         return run_sync(self.ascore_labels(prompt, texts, labels))
-
-
-def as_scores(answers: Sequence[FMResponse], n_labels: int) -> np.ma.MaskedArray[Any, Any]:
-    """Stack label answers into a masked array (n, n_labels); a failed or non-finite answer masks its row."""
-    scores = np.full((len(answers), n_labels), np.nan)
-    for row, answer in zip(scores, answers, strict=True):
-        if answer.logprobs is not None:
-            row[:] = answer.logprobs
-    bad = ~np.isfinite(scores).all(axis=1)
-    scores[bad] = -np.log(n_labels)
-    return np.ma.MaskedArray(scores, mask=np.repeat(bad[:, None], n_labels, axis=1))
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -7,6 +7,7 @@ foundation model writes and the clients' domain models vote for (`Materials`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -25,31 +26,37 @@ FIELDS: tuple[tuple[str, str], ...] = (
     ("Input", "Output"),
     ("Sentence", "Label"),
 )
+# What a field may be called when the person's instruction names it: "Classify the sentiment of ..." gives "Sentiment".
+SOURCES: tuple[str, ...] = ("Text", "Input", "Sentence")
 # Short sentences that a word completes, whatever the task: "It was awful.", "It is about hockey."
 FRAMES: tuple[str, ...] = ("It was", "This is", "It is about")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """One candidate. ``exemplars`` are (text, label index) in the order in which they stand in the prompt."""
+    """One candidate. ``exemplars`` are (text, label index) in the order in which they stand in the prompt; ``words``
+    are shown in them, and ``readout[k]``, if there are any, are further words that the score of label k is read off."""
 
     instruction: str
     fields: tuple[str, str]
     exemplars: tuple[tuple[str, int], ...]
     words: tuple[str, ...]
+    readout: tuple[tuple[str, ...], ...] = ()
 
     def template(self) -> PromptTemplate:
         source, target = self.fields
         blocks = [self.instruction] if self.instruction else []
         blocks += [f"{source}: {text}\n{target}: {self.words[label]}" for text, label in self.exemplars]
         blocks.append(f"{source}: {SLOT}\n{target}:")
-        return PromptTemplate(text="\n\n".join(blocks), words=self.words)
+        synonyms = tuple(tuple(w for w in mine if w not in self.words) for mine in self.readout)
+        return PromptTemplate(text="\n\n".join(blocks), words=self.words, synonyms=synonyms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Materials:
     """What drafts are made of. ``exemplars[k]`` are texts of label k, best first, and may be none; ``words`` are the
-    given label words, ``other_words[k]`` more words for label k, best first, which may be none too."""
+    given label words, ``other_words[k]`` more words for label k, best first, which may be none too. No word stands for
+    two labels."""
 
     instructions: tuple[str, ...]
     fields: tuple[tuple[str, str], ...]
@@ -57,12 +64,24 @@ class Materials:
     words: tuple[str, ...]
     other_words: tuple[tuple[str, ...], ...]
 
+    def draw_readout(self, rng: np.random.Generator) -> tuple[tuple[str, ...], ...]:
+        """All words of each label, which mostly tell more than one; now and then none but those that are shown."""
+        every = tuple((word, *more) for word, more in zip(self.words, self.other_words, strict=True))
+        return every if any(self.other_words) and rng.random() < 0.75 else ()
+
     def draw_words(self, rng: np.random.Generator) -> tuple[str, ...]:
         """The given label words, or (half of the time, where every label has others) other ones."""
         if rng.random() < 0.5 or not all(self.other_words):
             return self.words
-        drawn = tuple(_pick(options, rng) for options in self.other_words)
-        return drawn if len(set(drawn)) == len(drawn) else self.words
+        return tuple(_pick(options, rng) for options in self.other_words)
+
+
+def named_fields(instruction: str) -> tuple[tuple[str, str], ...]:
+    """Pairs of field names whose second is what ``instruction`` asks for: the first noun after "the" that does not
+    name the input. () where there is none, as in an instruction of another language."""
+    nouns = [noun.capitalize() for noun in re.findall(r"\bthe (\w+)", instruction, flags=re.IGNORECASE)]
+    asked = next((noun for noun in nouns if noun not in SOURCES), None)
+    return tuple((source, asked) for source in SOURCES) if asked else ()
 
 
 def usable_exemplar(text: str, *, max_words: int) -> bool:
@@ -70,18 +89,15 @@ def usable_exemplar(text: str, *, max_words: int) -> bool:
     return 2 <= len(text.split()) <= max_words and "\n" not in text and SLOT not in text
 
 
-def random_draft(materials: Materials, rng: np.random.Generator, *, per_label: int = 1) -> Draft:
-    """A draft with ``per_label`` exemplars of each label, in random order, all parts drawn uniformly."""
-    exemplars = [
-        (texts[i], label)
-        for label, texts in enumerate(materials.exemplars)
-        for i in rng.permutation(len(texts))[:per_label]
-    ]
+def random_draft(materials: Materials, rng: np.random.Generator) -> Draft:
+    """A draft with one exemplar of each label that has any, in random order, all parts drawn uniformly."""
+    exemplars = [(_pick(texts, rng), label) for label, texts in enumerate(materials.exemplars) if texts]
     return Draft(
         instruction=_pick(materials.instructions, rng),
         fields=_pick(materials.fields, rng),
         exemplars=tuple(exemplars[i] for i in rng.permutation(len(exemplars))),
         words=materials.draw_words(rng),
+        readout=materials.draw_readout(rng),
     )
 
 
@@ -93,6 +109,7 @@ def crossover(a: Draft, b: Draft, rng: np.random.Generator) -> Draft:
         fields=_pick((a.fields, b.fields), rng),
         exemplars=first.exemplars,
         words=_pick((a.words, b.words), rng),
+        readout=_pick((a.readout, b.readout), rng),
     )
     for label in sorted({label for _, label in first.exemplars}):
         theirs = [e for e in second.exemplars if e[1] == label]
@@ -117,15 +134,17 @@ def edit(draft: Draft, materials: Materials, rng: np.random.Generator) -> Draft:
     if choice == "instruction":
         return replace(draft, instruction=_pick(materials.instructions, rng))
     if choice == "words":
-        return replace(draft, words=materials.draw_words(rng))
+        return replace(draft, words=materials.draw_words(rng), readout=materials.draw_readout(rng))
     order = rng.permutation(len(draft.exemplars))
     return replace(draft, exemplars=tuple(draft.exemplars[i] for i in order))
 
 
 def similarity(a: Draft, b: Draft) -> float:
-    """Share of parts that two drafts have in common, in [0, 1]: fields, words, and exemplars by overlap."""
+    """How alike two drafts answer, in [0, 1]: label words count for half, as prompts with other label words make other
+    mistakes; fields and overlapping exemplars count for a quarter each."""
     both, either = set(a.exemplars) & set(b.exemplars), set(a.exemplars) | set(b.exemplars)
-    return ((a.fields == b.fields) + (a.words == b.words) + (len(both) / len(either) if either else 1.0)) / 3.0
+    overlap = len(both) / len(either) if either else 1.0
+    return 0.5 * (a.words == b.words) + 0.25 * (a.fields == b.fields) + 0.25 * overlap
 
 
 def _replace_label(draft: Draft, label: int, theirs: Sequence[tuple[str, int]]) -> Draft:

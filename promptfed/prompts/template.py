@@ -1,7 +1,12 @@
 """A prompt: raw text with one ``{text}`` slot, and the label words that may follow it.
 
-The slot is replaced once and nothing else is interpreted, so braces in a text are harmless. The verbalizer (``words``
-and ``separator``) owns the white space before a label word; chat templates are the foundation model adapter's affair.
+The slot is replaced once and nothing else is interpreted, so braces in a text are harmless. The verbalizer (``words``,
+``synonyms`` and ``separator``) owns the white space before a label word; chat templates are the foundation model
+adapter's affair.
+
+A label may be read off several words at once: its score is then the mean of their log-probabilities, as in the
+knowledgeable verbalizers of Hu et al. (ACL 2022, arXiv 2108.02035) without their weights. All words come with one
+answer, so this costs no FM call.
 """
 
 from __future__ import annotations
@@ -10,9 +15,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
 
 from promptfed.errors import ConfigError
-from promptfed.types import LabelRequest
+from promptfed.types import FMResponse, LabelRequest
 
 SLOT = "{text}"
 
@@ -25,12 +34,14 @@ def content_hash(value: object, length: int = 12) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptTemplate:
-    """``text`` with exactly one slot; ``words[k]`` stands for label k after ``separator``."""
+    """``text`` with exactly one slot; ``words[k]`` and, if there are any, ``synonyms[k]`` stand for label k after
+    ``separator``."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic where a message carries this)
 
     text: str
     words: tuple[str, ...]
+    synonyms: tuple[tuple[str, ...], ...] = ()
     separator: str = " "
 
     def __post_init__(self) -> None:
@@ -38,17 +49,43 @@ class PromptTemplate:
             raise ConfigError(f"a prompt needs the slot {SLOT} exactly once; found {found} times")
         if len(self.words) < 2:
             raise ConfigError(f"a prompt needs at least two label words; got {len(self.words)}")
-        if len(set(self.words)) != len(self.words) or not all(w.strip() for w in self.words):
-            raise ConfigError(f"label words must be distinct and not empty; got {list(self.words)}")
+        if self.synonyms and len(self.synonyms) != len(self.words):
+            raise ConfigError(f"synonyms are for {len(self.synonyms)} labels, the label words for {len(self.words)}")
+        every = [word for words in self.by_label for word in words]
+        if len(set(every)) != len(every) or not all(w.strip() for w in every):
+            raise ConfigError(f"label words must be distinct and not empty; got {every}")
+
+    @property
+    def by_label(self) -> tuple[tuple[str, ...], ...]:
+        """All words that stand for each label."""
+        return tuple(
+            (word, *more) for word, more in zip(self.words, self.synonyms or ((),) * len(self.words), strict=True)
+        )
 
     @property
     def prompt_id(self) -> str:
-        return content_hash([self.text, self.words, self.separator])
+        return content_hash([self.text, self.by_label, self.separator])
 
     def requests(self, texts: Sequence[str]) -> list[LabelRequest]:
         """One request a text. White space that ends the prefix goes with the text, where tokenizers expect it."""
         before, after = self.text.split(SLOT)
         prefix = before.rstrip(" ")
         space = before[len(prefix) :]
-        labels = tuple(self.separator + word for word in self.words)
+        labels = tuple(self.separator + word for words in self.by_label for word in words)
         return [LabelRequest(prefix=prefix, text=space + text, suffix=after, labels=labels) for text in texts]
+
+    def label_scores(self, answers: Sequence[FMResponse]) -> np.ma.MaskedArray[Any, Any]:
+        """Log-probabilities (n, n_labels), normalised over the labels, of what `requests` were answered.
+
+        A failed or non-finite answer masks its row, which is then uniform.
+        """
+        sizes = [len(words) for words in self.by_label]
+        scores = np.full((len(answers), sum(sizes)), np.nan)
+        for row, answer in zip(scores, answers, strict=True):
+            if answer.logprobs is not None:
+                row[:] = answer.logprobs
+        bad = ~np.isfinite(scores).all(axis=1)
+        scores[bad] = 0.0
+        merged = np.stack([part.mean(axis=1) for part in np.split(scores, np.cumsum(sizes)[:-1], axis=1)], axis=1)
+        merged = log_softmax(merged, axis=1)
+        return np.ma.MaskedArray(merged, mask=np.repeat(bad[:, None], len(sizes), axis=1))

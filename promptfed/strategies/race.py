@@ -34,11 +34,11 @@ from promptfed.prompts.grammar import (
     Materials,
     crossover,
     edit,
+    named_fields,
     random_draft,
     similarity,
     usable_exemplar,
 )
-from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Federation, Session, Standing, Steps, singles
 from promptfed.types import Capability, FloatArray, TextRequest
 
@@ -47,16 +47,21 @@ WRITE_SHARE, FIRST_SHARE, VARY_SHARE, SECOND_SHARE = 0.03, 0.26, 0.10, 0.22
 # Texts, over all clients, that decide the first heat: about 25 tell a hopeless prompt from a fair one.
 # With a small budget fewer texts, so that there is a choice at all.
 FIRST_TEXTS, LEAST_TEXTS = 25, 8
-N_SECOND, N_THIRD = 10, 5
+N_SECOND, N_THIRD = 10, 4
 # What the domain models vote on at most, how many words a label keeps to be framed, and how many as label words.
 MAX_CORPUS, MAX_VOCABULARY, N_SHORTLIST, N_WORDS = 600, 1200, 40, 3
-# Exemplars a label: framed words, and whole texts (public or written) of a few words. Few, since heats on 25 texts tell
-# good drafts from fair ones badly: what may be drawn has to be good on the whole.
-N_FRAMED, N_LOOSE, EXEMPLAR_WORDS = 6, 2, 6
+# Exemplars a label, framed words first, whole texts (public or written, of a few words) only where those are too few.
+# Not many: heats on 25 texts tell good drafts from fair ones badly, so what may be drawn has to be good on the whole.
+N_EXEMPLARS, EXEMPLAR_WORDS = 6, 6
+# Share of a label's clearest vote that a text needs: without it, common words ("This is what.") win by fluency alone.
+CLEAR = 0.5
 # Log-odds of a vote that one nat of the FM's log-probability, or one word less, makes up for.
 FLUENCY, SHORTNESS = 0.5, -0.5
-# Score that a draft gives up for being like one that is kept already: about one standard deviation between drafts.
-DIVERSITY = 0.02
+# Score that a draft gives up for being like one that is kept already: about two standard deviations between drafts.
+DIVERSITY = 0.04
+# Score that a set gives up for being of drafts that are all alike: they make the same mistakes, which a choice by score
+# on the few texts at hand sees too late.
+LIKENESS = 0.02
 # Public texts shown to the FM as examples of form (not of label) when it writes.
 N_STYLE = 4
 
@@ -96,12 +101,11 @@ class Race:
         stop = first_stop + more_texts(session, len(survivors), SECOND_SHARE)
         pool = _Pool()  # standings on other numbers of texts don't compare
         yield from self._heat(session, pool, survivors, stop)
-        ranked = yield from rank_sets(session, [d.template() for d in survivors], stop)
-        finalists = members(ranked, N_THIRD)
+        finalists = members((yield from rank_sets(session, survivors, stop)), N_THIRD)
 
         stop += more_texts(session, len(finalists), 1.0)
-        ranked = yield from rank_sets(session, finalists, stop)
-        return (yield from session.calibrate(ranked[0]))
+        best, *_ = yield from rank_sets(session, finalists, stop)
+        return (yield from session.calibrate([draft.template() for draft in best]))
 
     def _heat(self, session: Session, pool: _Pool, drafts: Sequence[Draft], stop: int) -> Steps[None]:
         """Score ``drafts`` on texts [0, stop) of every client and add them to the pool."""
@@ -190,14 +194,18 @@ def gather(session: Session, rng: np.random.Generator, max_calls: int) -> Steps[
     n_framed = fluency.size
     natural = np.concatenate([FLUENCY * fluency.T.ravel(), [SHORTNESS * len(text.split()) for text in loose]])
     evidence = _evidence(votes)
-    exemplars, other_words = [], []
+    exemplars: list[tuple[str, ...]] = []
+    other_words: list[tuple[str, ...]] = []
+    taken = set(federation.words)
     for label in range(len(federation.labels)):
-        worth = np.where(evidence[:, label] > 0, evidence[:, label] + natural, -np.inf)
+        mine = evidence[:, label]
+        worth = np.where((mine > 0) & (mine >= CLEAR * mine.max(initial=0.0)), mine + natural, -np.inf)
         best = [int(i) for i in np.argsort(-worth, kind="stable") if np.isfinite(worth[i])]
         best_framed, best_loose = [i for i in best if i < n_framed], [i for i in best if i >= n_framed]
-        exemplars.append(tuple(texts[i] for i in (*best_framed[:N_FRAMED], *best_loose[:N_LOOSE])))
+        exemplars.append(tuple(texts[i] for i in [*best_framed, *best_loose][:N_EXEMPLARS]))
         words = dict.fromkeys(shortlist[i // len(FRAMES)] for i in best_framed)
-        other_words.append(tuple(w for w in words if w not in federation.words)[:N_WORDS])
+        other_words.append(tuple(w for w in words if w not in taken)[:N_WORDS])
+        taken.update(other_words[-1])
     federation.log(
         "materials",
         {
@@ -206,9 +214,11 @@ def gather(session: Session, rng: np.random.Generator, max_calls: int) -> Steps[
             "words": dict(zip(federation.labels, map(list, other_words), strict=True)),
         },
     )
+    named = named_fields(federation.instruction)
     return Materials(
         instructions=(federation.instruction,),
-        fields=FIELDS,
+        # What the person asks for, and more often than any other name: it is the best one can know without a call.
+        fields=(*named * 3, *FIELDS),
         exemplars=tuple(exemplars),
         words=federation.words,
         other_words=tuple(other_words),
@@ -303,12 +313,12 @@ def _logit(p: FloatArray) -> FloatArray:
 
 
 def draft_like(i: int, materials: Materials, rng: np.random.Generator) -> Draft:
-    """Seed draft number i: the first is the person's instruction alone, then one or two exemplars a label."""
+    """Seed draft number i: the first is the person's instruction alone, the others have one exemplar a label."""
     if i == 0:
         return Draft(
             instruction=materials.instructions[0], fields=materials.fields[0], exemplars=(), words=materials.words
         )
-    return random_draft(materials, rng, per_label=2 if i % 3 == 0 and len(materials.exemplars) <= 3 else 1)
+    return random_draft(materials, rng)
 
 
 def vary(parents: Sequence[Draft], materials: Materials, rng: np.random.Generator, n: int, known: _Pool) -> list[Draft]:
@@ -333,19 +343,24 @@ def distinct(drafts: Sequence[Draft]) -> list[Draft]:
 # ------------------------------------------------------------------------------------------------ choosing
 
 
-def rank_sets(session: Session, prompts: Sequence[PromptTemplate], stop: int) -> Steps[list[list[PromptTemplate]]]:
-    """All sets of ``max_prompts`` of ``prompts``, best combined score first; in a set, the best prompt first.
+def rank_sets(session: Session, drafts: Sequence[Draft], stop: int) -> Steps[list[list[Draft]]]:
+    """All sets of ``max_prompts`` of ``drafts``, best first by combined score less `LIKENESS`; in a set, the best draft
+    first.
 
     Sets are as large as the person allows: one more prompt lowers the variance of the answer, which is worth more than
     the noise by which a smaller set now and then scores higher. Prompts are scored on texts [0, stop) where they are
     not yet; a set costs no call beyond that, since the clients combine label scores that they have.
     """
     federation = session.federation
+    prompts = [draft.template() for draft in drafts]
     full = list(combinations(range(len(prompts)), min(federation.max_prompts, len(prompts))))
     sets = list(dict.fromkeys([*singles(prompts), *full]))
     standings = yield from session.score(prompts, sets, stop)
     score = {s: standing.score for s, standing in zip(sets, standings, strict=True)}
-    ranked = sorted(full, key=lambda s: -score[s])
+    alike = {
+        s: float(np.mean([similarity(drafts[i], drafts[j]) for i, j in combinations(s, 2)] or [0.0])) for s in full
+    }
+    ranked = sorted(full, key=lambda s: LIKENESS * alike[s] - score[s])
     best = ranked[0]
     federation.log(
         "sets",
@@ -358,9 +373,9 @@ def rank_sets(session: Session, prompts: Sequence[PromptTemplate], stop: int) ->
             "prompts": [prompts[i].text for i in best],
         },
     )
-    return [[prompts[i] for i in sorted(s, key=lambda i: -score[(i,)])] for s in ranked]
+    return [[drafts[i] for i in sorted(s, key=lambda i: -score[(i,)])] for s in ranked]
 
 
-def members(ranked: Sequence[Sequence[PromptTemplate]], n: int) -> list[PromptTemplate]:
-    """The first ``n`` different prompts that occur in sets, best set first."""
-    return list(dict.fromkeys(prompt for s in ranked for prompt in s))[:n]
+def members(ranked: Sequence[Sequence[Draft]], n: int) -> list[Draft]:
+    """The first ``n`` different drafts that occur in sets, best set first."""
+    return list(dict.fromkeys(draft for s in ranked for draft in s))[:n]

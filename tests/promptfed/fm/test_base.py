@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from promptfed.errors import CapabilityError, ConfigError
-from promptfed.fm.base import as_scores, run_sync
+from promptfed.fm.base import run_sync
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.prompts.template import PromptTemplate
-from promptfed.types import Capability, FMResponse
+from promptfed.types import Capability
 from tests.support import CountingFM, FailingFM, wait_for
 
 TEMPLATE = PromptTemplate(text="Text: {text}\nLabel:", words=("bad", "good", "so-so"))
@@ -53,17 +53,6 @@ def test_failed_rows_are_masked_and_uniform_underneath() -> None:
 
     assert np.ma.getmaskarray(scores).all()
     assert scores.data == pytest.approx(np.full((2, 3), -np.log(3)))
-
-
-@pytest.mark.parametrize("bad", [(np.nan, -1.0), (-np.inf, 0.0), (np.inf, 0.0)])
-def test_a_row_that_is_not_finite_is_masked_alone(bad: tuple[float, float]) -> None:
-    answers = [FMResponse(logprobs=(-0.5, -1.0)), FMResponse(logprobs=bad), FMResponse(error="no")]
-
-    scores = as_scores(answers, 2)
-
-    assert np.ma.getmaskarray(scores).tolist() == [[False, False], [True, True], [True, True]]
-    assert scores[0].tolist() == [-0.5, -1.0]
-    assert np.isfinite(scores.data).all()
 
 
 def test_an_error_of_the_model_is_raised() -> None:

@@ -14,6 +14,7 @@ from promptfed.prompts.grammar import (
     Materials,
     crossover,
     edit,
+    named_fields,
     random_draft,
     similarity,
     usable_exemplar,
@@ -100,16 +101,13 @@ def test_usable_exemplars(text: str, usable: bool) -> None:
 # ---------------------------------------------------------------- random drafts
 
 
-@given(seed=st.integers(0, 10_000), per_label=st.integers(0, 3))
+@given(seed=st.integers(0, 10_000))
 @settings(deadline=None, max_examples=50)
-def test_a_random_draft_has_so_many_exemplars_of_each_label(seed: int, per_label: int) -> None:
-    d = random_draft(MATERIALS, rng(seed), per_label=per_label)
+def test_a_random_draft_has_one_exemplar_of_each_label(seed: int) -> None:
+    d = random_draft(MATERIALS, rng(seed))
 
     assert_made_of(d, MATERIALS)
-    labels = [label for _, label in d.exemplars]
-    assert labels.count(0) == min(per_label, 3)
-    assert labels.count(1) == min(per_label, 2)
-    assert len(set(d.exemplars)) == len(d.exemplars)
+    assert sorted(label for _, label in d.exemplars) == [0, 1]
     d.template()  # a valid prompt
 
 
@@ -134,12 +132,20 @@ def test_other_words_are_used_only_where_every_label_has_some() -> None:
     assert {half.draw_words(rng(s)) for s in range(30)} == {WORDS}
 
 
-def test_words_that_would_name_two_labels_alike_are_not_drawn() -> None:
-    same = Materials(
-        instructions=("",), fields=FIELDS, exemplars=((), ()), words=WORDS, other_words=(("odd",), ("odd",))
-    )
+def test_a_label_is_mostly_read_off_all_its_words() -> None:
+    drawn = [MATERIALS.draw_readout(rng(s)) for s in range(400)]
 
-    assert {same.draw_words(rng(s)) for s in range(30)} == {WORDS}
+    assert set(drawn) == {(), (("bad", "poor", "weak"), ("good", "great", "strong"))}
+    assert 270 < sum(map(bool, drawn)) < 330  # three in four, give or take
+    assert {BARE.draw_readout(rng(s)) for s in range(30)} == {()}
+
+
+def test_words_that_are_shown_are_not_read_off_twice() -> None:
+    readout = (("bad", "poor"), ("good", "great"))
+
+    assert draft(readout=readout).template().by_label == (("bad", "poor"), ("good", "great"))
+    assert draft(readout=readout, words=("poor", "good")).template().by_label == (("poor", "bad"), ("good", "great"))
+    assert draft().template().synonyms == ()
 
 
 # ---------------------------------------------------------------- crossover and edit
@@ -149,7 +155,7 @@ def test_words_that_would_name_two_labels_alike_are_not_drawn() -> None:
 @settings(deadline=None, max_examples=100)
 def test_a_child_has_each_part_from_one_of_its_parents(seed: int) -> None:
     r = rng(seed)
-    a, b = random_draft(MATERIALS, r, per_label=2), random_draft(MATERIALS, r, per_label=1)
+    a, b = random_draft(MATERIALS, r), random_draft(MATERIALS, r)
 
     child = crossover(a, b, r)
 
@@ -178,11 +184,11 @@ def test_children_differ() -> None:
     assert len(children) == 16
 
 
-@given(seed=st.integers(0, 10_000), per_label=st.integers(0, 2))
+@given(seed=st.integers(0, 10_000), bare=st.booleans())
 @settings(deadline=None, max_examples=100)
-def test_an_edit_changes_one_part_at_most(seed: int, per_label: int) -> None:
+def test_an_edit_changes_one_part_at_most(seed: int, bare: bool) -> None:
     r = rng(seed)
-    before = random_draft(MATERIALS, r, per_label=per_label)
+    before = draft(exemplars=()) if bare else random_draft(MATERIALS, r)
 
     after = edit(before, MATERIALS, r)
 
@@ -219,13 +225,28 @@ def test_with_nothing_to_change_an_edit_changes_nothing() -> None:
     assert {edit(before, BARE, rng(s)) for s in range(30)} == {before}
 
 
+# ---------------------------------------------------------------- names of fields
+
+
+def test_what_the_instruction_asks_for_names_a_field() -> None:
+    assert named_fields("Classify the sentiment of the text.") == (
+        ("Text", "Sentiment"),
+        ("Input", "Sentiment"),
+        ("Sentence", "Sentiment"),
+    )
+    assert named_fields("For the text, name THE topic.")[0] == ("Text", "Topic")
+    assert named_fields("Sentiment of the sentence?") == ()  # the input is not what is asked for
+    assert named_fields("Ordne den Text einem Thema zu.") == ()
+    assert named_fields("") == ()
+
+
 # ---------------------------------------------------------------- similarity
 
 
 def test_similarity_by_hand() -> None:
     assert similarity(draft(), draft()) == 1.0
-    # Fields and words alike, 1 of 3 exemplars in common: (1 + 1 + 1/3) / 3
-    assert similarity(draft(), draft(exemplars=(("It was awful.", 0), ("This is fun.", 1)))) == pytest.approx(7 / 9)
+    # Fields and words alike, 1 of 3 exemplars in common: 1/2 + 1/4 + 1/4 * 1/3
+    assert similarity(draft(), draft(exemplars=(("It was awful.", 0), ("This is fun.", 1)))) == pytest.approx(5 / 6)
     other = draft(fields=("Input", "Output"), words=("poor", "great"), exemplars=(("So sad.", 0),))
     assert similarity(draft(), other) == 0.0
     # Order and instruction do not count.
@@ -237,7 +258,7 @@ def test_similarity_by_hand() -> None:
 @settings(deadline=None, max_examples=30)
 def test_similarity_is_even_handed(seed: int) -> None:
     r = rng(seed)
-    a, b = random_draft(MATERIALS, r, per_label=2), random_draft(MATERIALS, r)
+    a, b = random_draft(MATERIALS, r), random_draft(MATERIALS, r)
 
     assert similarity(a, b) == similarity(b, a)
     assert 0.0 <= similarity(a, b) <= 1.0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptfed.errors import ConfigError
 from promptfed.prompts.template import SLOT, PromptTemplate, content_hash
+from promptfed.types import FMResponse
 
 WORDS = ("bad", "good")
 
@@ -80,8 +82,52 @@ def test_the_id_is_of_the_content() -> None:
         PromptTemplate(text="b {text}", words=WORDS),
         PromptTemplate(text="a {text}", words=("good", "bad")),
         PromptTemplate(text="a {text}", words=WORDS, separator=""),
+        PromptTemplate(text="a {text}", words=WORDS, synonyms=(("poor",), ("great",))),
+        PromptTemplate(text="a {text}", words=WORDS, synonyms=(("poor", "great"), ())),
     ]
-    assert len({template.prompt_id, *(o.prompt_id for o in others)}) == 4
+    assert len({template.prompt_id, *(o.prompt_id for o in others)}) == 6
+
+
+@pytest.mark.parametrize(
+    "synonyms", [(("poor",),), (("poor",), ("poor",)), (("bad",), ()), (("good",), ()), ((" ",), ())]
+)
+def test_synonyms_that_do_not_tell_labels_apart_are_refused(synonyms: tuple[tuple[str, ...], ...]) -> None:
+    with pytest.raises(ConfigError, match="label"):
+        PromptTemplate(text="{text}", words=("bad", "good"), synonyms=synonyms)
+
+
+# ---------------------------------------------------------------- label scores
+
+
+def answer(*logprobs: float) -> FMResponse:
+    return FMResponse(logprobs=logprobs)
+
+
+def test_a_label_score_is_the_mean_over_its_words_normalised() -> None:
+    template = PromptTemplate(text="{text}", words=("bad", "good"), synonyms=(("poor", "weak"), ()))
+
+    (request,) = template.requests(["it"])
+    scores = template.label_scores([answer(-1.0, -2.0, -3.0, -4.0)])
+
+    assert request.labels == (" bad", " poor", " weak", " good")
+    # Means -2 and -4; log(e^-2 + e^-4) = -2 + log(1 + e^-2)
+    assert scores[0].tolist() == pytest.approx([-0.126928, -2.126928], abs=1e-6)
+
+
+def test_without_synonyms_normalised_scores_stay_as_they_are() -> None:
+    template = PromptTemplate(text="{text}", words=("bad", "good"))
+
+    assert template.label_scores([answer(np.log(0.2), np.log(0.8))])[0].tolist() == pytest.approx(np.log([0.2, 0.8]))
+
+
+@pytest.mark.parametrize("bad", [(np.nan, -1.0), (-np.inf, 0.0), (np.inf, 0.0)])
+def test_an_answer_that_is_not_finite_or_failed_is_masked_alone_and_uniform(bad: tuple[float, float]) -> None:
+    template = PromptTemplate(text="{text}", words=("bad", "good"))
+
+    scores = template.label_scores([answer(-0.5, -1.0), answer(*bad), FMResponse(error="no")])
+
+    assert np.ma.getmaskarray(scores).tolist() == [[False, False], [True, True], [True, True]]
+    assert scores.data[1:] == pytest.approx(np.full((2, 2), -np.log(2)))
 
 
 def test_content_hash_is_sha256_of_canonical_json() -> None:

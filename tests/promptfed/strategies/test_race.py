@@ -183,7 +183,7 @@ def held_out_accuracy(prompt: PromptSet) -> float:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_tuned_prompt_beats_the_first_draft(seed: int) -> None:
-    """The planted optimum: exemplars with the two words of each label; the bare instruction knows none of them."""
+    """Planted: exemplars with the two words of a label, of which a prompt shows one; the bare instruction none."""
     scene = bench(3, 30, n_words=2)
     federation = scene.federation(max_fm_calls=900, seed=seed, public=public_texts(n_words=2))
 
@@ -196,7 +196,7 @@ def test_the_tuned_prompt_beats_the_first_draft(seed: int) -> None:
         bias=(0.0, 0.0),
     )
     assert held_out_accuracy(first) < 0.6
-    assert held_out_accuracy(prompt) > 0.9
+    assert held_out_accuracy(prompt) > 0.85
 
 
 def test_the_log_tells_a_rising_best_score_and_rising_calls() -> None:
