@@ -61,7 +61,7 @@ FLUENCY, SHORTNESS = 0.5, -0.5
 DIVERSITY = 0.04
 # Score that a set gives up for being of drafts that are all alike: they make the same mistakes, which a choice by score
 # on the few texts at hand sees too late.
-LIKENESS = 0.02
+LIKENESS = 0.04
 # Public texts shown to the FM as examples of form (not of label) when it writes.
 N_STYLE = 4
 
