@@ -7,8 +7,9 @@ its text might quote data.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ import numpy as np
 from clients.arms import Arms
 from clients.data import ClientData, client_rng
 from clients.domain import LinearDomainModel, LinearHead
+from clients.history import TaskHistory
 from clients.scores import ScoreStore
 from evaluators.metrics import with_errors
 from promptfed.errors import WireError
+from promptfed.files import write_whole
 from promptfed.fm.base import BaseFM
-from promptfed.fm.decorators import Budgeted
-from promptfed.fm.journal import RecordingFM
+from promptfed.fm.decorators import Budgeted, Metered
+from promptfed.ledger import Usage
 from promptfed.messages import (
     Adopt,
     Adopted,
@@ -58,8 +61,7 @@ HEAD_ITERATIONS = 5
 
 
 class Client:
-    """One organisation. ``folder`` is its own: calibration, stacker, per-text results and the ``journal`` of FM answers
-    stay there.
+    """One organisation. ``folder`` is its own: calibration, stacker, per-text results and its ``history`` stay there.
 
     ``public_encoder`` reads public texts only, so simulated clients may share what it remembers.
     """
@@ -74,17 +76,18 @@ class Client:
         public_encoder: Encoder | None = None,
         seed: int,
         folder: Path | None = None,
-        journal: str = "journal",
+        history: str = "history",
     ) -> None:
         self.data, self.labels = data, labels
         self.folder = folder
-        self._budget = Budgeted(fm)
-        recorded = RecordingFM(self._budget, folder / f"{journal}.jsonl") if folder is not None else None
-        self._fm: BaseFM = recorded or self._budget
+        self._meter = Metered(fm)
+        self._fm = Budgeted(self._meter)
+        self._history = TaskHistory(folder / f"{history}.msgpack" if folder is not None else None)
+        self._restored = not self._history.tasks
         self._seed = seed
         self._encoder = encoder
         self._public_encoder = public_encoder or encoder
-        self.scores = ScoreStore(data.train, len(labels), recorded.recall if recorded else None)
+        self.scores = ScoreStore(data.train, len(labels))
         self._domain: LinearDomainModel | None = None
         self.arms = Arms(data, self.scores, len(labels), encoder, self.domain_model)
 
@@ -101,21 +104,38 @@ class Client:
 
     async def handle(self, task: bytes) -> bytes:
         """Do one task. Never raises for a task that failed: the reply is then `Failed` with a class name."""
-        number = granted = self._budget.grant = 0
+        number = granted = 0
 
         def reply(body: ReplyBody) -> bytes:
-            spent = granted - self._budget.grant
-            return encode(Reply(round=number, client_id=self.client_id, fm_calls=spent, body=body))
+            # What was granted and is gone counts as called, whether or not the model answered.
+            usage = replace(self._meter.usage, fm_calls=granted - self._fm.grant)
+            return encode(Reply(round=number, client_id=self.client_id, usage=usage, body=body))
 
         try:
+            await self.restore()
+            self._meter.usage, self._fm.grant = Usage(), 0
             message = decode_task(task)
             number = message.round
             if message.client_id != self.client_id:
                 raise WireError(f"a task for {message.client_id!r} reached {self.client_id!r}")
-            granted = self._budget.grant = message.grant
-            return reply(await self._do(message))
+            if (known := self._history.reply_to(task)) is not None:
+                return known
+            granted = self._fm.grant = message.grant
+            done = reply(await self._do(message))
+            self._history.add(task, done)
+            return done
         except Exception as error:  # noqa: BLE001  (the boundary: no exception, and no text of one, may leave)
             return reply(Failed(reason=type(error).__name__))
+
+    async def restore(self) -> None:
+        """Do again what an earlier process of this client did, as far as it changed the client."""
+        if self._restored:
+            return
+        for task in map(decode_task, self._history.tasks):
+            if isinstance(task.body, Ask | Vote | FitHead | Evaluate):
+                self._fm.grant = task.grant
+                await self._do(task)
+        self._restored = True
 
     async def _do(self, task: Task) -> ReplyBody:
         match task.body:
@@ -183,7 +203,9 @@ class Client:
         self._keep("stacker.json", {"prompt_id": task.prompt.prompt_id, **asdict(stacker)})
         head = self.domain_model().head.flat
         if self.folder is not None and head is not None:
-            np.save(self.folder / "domain_model.npy", head)
+            content = io.BytesIO()
+            np.save(content, head)
+            write_whole(self.folder / "domain_model.npy", content.getvalue())
         return Adopted(n_calibration=len(self.scores.get(task.prompt.prompts)[0]))
 
     def _fit_head(self, task: FitHead) -> Head:
@@ -215,7 +237,7 @@ class Client:
         if self.folder is not None:
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            write_whole(path, json.dumps(content) + "\n")
 
 
 def _flat(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[float, ...]:

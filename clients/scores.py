@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,21 +10,17 @@ from clients.data import Labelled
 from promptfed.fm.base import BaseFM
 from promptfed.prompts.calibration import Calibration, cross_fitted_proba, log_prior
 from promptfed.prompts.template import PromptTemplate
-from promptfed.types import FloatArray, FMResponse, IntArray, LabelRequest
-
-Recall = Callable[[Sequence[LabelRequest]], list[FMResponse | None]]
+from promptfed.types import FloatArray, FMResponse, IntArray
 
 
 class ScoreStore:
     """Label log-probabilities of prompts on a client's texts, kept so that nothing is paid for twice.
 
-    An item that the FM refused keeps its place: it is uniform where a number is needed and its score is 0. ``recall``
-    gives answers that an earlier process of the same run was given, so that a run can go on where it was cut off.
+    An item that the FM refused keeps its place: it is uniform where a number is needed and its score is 0.
     """
 
-    def __init__(self, data: Labelled, n_labels: int, recall: Recall | None = None) -> None:
+    def __init__(self, data: Labelled, n_labels: int) -> None:
         self.data = data
-        self._recall = recall
         self.log_prior = log_prior(data.labels, n_labels)
         self._scores: dict[str, FloatArray] = {}  # prompt_id -> (n, K), nan where not asked
         self._failed: dict[str, IntArray] = {}  # prompt_id -> 0 or 1 a text
@@ -51,9 +47,6 @@ class ScoreStore:
         if prompt.prompt_id not in self._scores:
             self._scores[prompt.prompt_id] = np.full((len(self.data), len(prompt.words)), np.nan)
             self._failed[prompt.prompt_id] = np.zeros(len(self.data), dtype=np.int64)
-            recalled = self._recall(prompt.requests(self.data.texts)) if self._recall else []
-            rows = np.array([i for i, answer in enumerate(recalled) if answer is not None], dtype=np.int64)
-            self._enter(prompt, rows, [answer for answer in recalled if answer is not None])
         return self._scores[prompt.prompt_id]
 
     def _enter(self, prompt: PromptTemplate, rows: IntArray, answers: Sequence[FMResponse]) -> None:

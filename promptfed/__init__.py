@@ -29,7 +29,7 @@ from promptfed.errors import (
 from promptfed.types import Capability, FMRequest, FMResponse, FoundationModel, LabelRequest, TextRequest
 
 if TYPE_CHECKING:
-    from promptfed.app import Result, run
+    from promptfed.app import Result, resume, run
     from promptfed.prompts.artefact import Prediction
     from promptfed.prompts.artefact import PromptSet as Prompt
     from promptfed.prompts.template import PromptTemplate
@@ -44,6 +44,7 @@ _LAZY = {
     "PromptTemplate": ("promptfed.prompts.template", "PromptTemplate"),
     "Result": ("promptfed.app", "Result"),
     "load_fm": ("promptfed.registry", "load_fm"),
+    "resume": ("promptfed.app", "resume"),
     "run": ("promptfed.app", "run"),
 }
 
@@ -69,6 +70,7 @@ __all__ = [
     "UserError",
     "WireError",
     "load_fm",
+    "resume",
     "run",
 ]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -23,11 +25,14 @@ from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, join,
 from promptfed.federation.events import EventLog, Listener
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.federation.server import Limits, Server
+from promptfed.files import write_whole
 from promptfed.fm.base import BaseFM, run_sync
-from promptfed.fm.decorators import Metered, Pooled, Retrying, Routed
+from promptfed.fm.decorators import Pooled, Retrying, Routed
+from promptfed.fm.journal import RecordingFM
 from promptfed.ledger import Ledger
 from promptfed.messages import Evaluate, Evaluated
 from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.template import content_hash
 from promptfed.registry import load_fm, load_method
 from promptfed.report.build import build_report
 from promptfed.runs import compare_runs
@@ -67,6 +72,21 @@ class Inputs:
     clients: tuple[ClientData, ...]
     public: tuple[str, ...]
 
+    @property
+    def digest(self) -> str:
+        """Of everything in it: a run resumes on the data that it began with."""
+        return content_hash(
+            [
+                self.labels,
+                self.words,
+                self.public,
+                [
+                    [d.client_id, *((part.texts, part.labels.tolist()) for part in (d.train, d.test))]
+                    for d in self.clients
+                ],
+            ]
+        )
+
 
 def run(
     config: Config | Path | str | Mapping[str, Any],
@@ -79,21 +99,68 @@ def run(
 ) -> Result:
     """Run a whole federation in this process (a simulation) and return its result. Blocking; notebook-safe.
 
-    ``out`` is the run folder to write; an existing one is refused unless ``force``. ``fm`` and ``encoder`` replace
-    the configured ones.
+    ``out`` is the run folder to write; an existing one is refused unless ``force``. A run that was stopped goes on with
+    `resume`. ``fm`` and ``encoder`` replace the configured ones.
     """
     checked = load_config(Path(config) if isinstance(config, str) else config)
     folder = Path(out) if out is not None else None
     if folder is not None:
         check_folder(folder, force)
-    simulation = Simulation(checked, read_inputs(checked), folder, listeners, fm=fm, encoder=encoder)
-    try:
+    inputs = read_inputs(checked)
+    if folder is None:
+        return run_sync(Simulation(checked, inputs, None, listeners, fm=fm, encoder=encoder).run())
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    if folder.exists():
+        folder.replace(replaced)
+    folder.mkdir(parents=True)
+    with claimed(folder):
+        write_whole(folder / "config.toml", dump_toml(checked))
+        try:
+            simulation = Simulation(checked, inputs, folder, listeners, fm=fm, encoder=encoder)
+        except BaseException:
+            shutil.rmtree(folder)
+            if replaced.exists():
+                replaced.replace(folder)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+        try:
+            return run_sync(simulation.run())
+        except UserError:
+            # Nothing was paid for yet: leave no folder behind that the next try would have to replace.
+            if simulation.ledger.total("tuning").fm_calls == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def resume(
+    folder: Path | str,
+    *,
+    listeners: Sequence[Listener] = (),
+    fm: BaseFM | None = None,
+    encoder: Encoder | None = None,
+) -> Result:
+    """Go on with a run that was stopped or killed, from its folder; to the same result as if it had not been.
+
+    No FM call that was answered is made again. A run that had ended is gone through once more, which costs nothing.
+    """
+    folder = Path(folder)
+    if not (folder / "config.toml").is_file():
+        raise ConfigError(f"{folder} is not a run folder (no config.toml); give the folder of a run that was stopped")
+    config = load_config(folder / "config.toml")
+    with claimed(folder):
+        simulation = Simulation(config, read_inputs(config), folder, listeners, fm=fm, encoder=encoder)
         return run_sync(simulation.run())
-    except UserError:
-        # Nothing was paid for yet: leave no folder behind that the next try would have to replace.
-        if folder is not None and simulation.ledger.total("tuning").fm_calls == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep other processes from working on ``folder``; the claim ends with the process. Raises `ConfigError`."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process is working on {folder}; wait for it, or stop it first") from None
+        yield
 
 
 def check_folder(out: Path, force: bool) -> None:
@@ -101,7 +168,9 @@ def check_folder(out: Path, force: bool) -> None:
     if not out.exists():
         return
     if not force:
-        raise ConfigError(f"{out} exists; choose another folder or give --force to replace it")
+        raise ConfigError(
+            f"{out} exists; choose another folder, give --force to replace it, or go on with promptfed resume {out}"
+        )
     if not out.is_dir() or (any(out.iterdir()) and not (out / "config.toml").is_file()):
         raise ConfigError(f"{out} is not a run folder (no config.toml); --force would delete it, so choose another")
 
@@ -208,22 +277,15 @@ class Simulation:
             self.fm.require(capability, f"method {self.method.name!r}")
         shared = encoder or SentenceEncoder(config.encoder.name)
         self.encoder_id = shared.encoder_id
-        self._provider: BaseFM = Retrying(Pooled(self.fm))
         self._encoders = {d.client_id: RememberingEncoder(shared) for d in inputs.clients}
         self._shared_encoder = shared
-        self._public_encoder = RememberingEncoder(shared)
         self.ledger = Ledger()
         self.events = EventLog(folder / "events.jsonl" if folder else None, tuple(listeners))
         self._arms: dict[str, dict[str, Evaluated]] = {}
 
     async def run(self) -> Result:
         """Tune, adopt, evaluate, compare with the baselines, write the run folder."""
-        if self.folder is not None:
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True)
-            (self.folder / "config.toml").write_text(dump_toml(self.config), encoding="utf-8")
-        self._public_encoder.encode(["A text."])  # an encoder that can't be loaded stops the run here, by name
+        self._shared_encoder.encode(["A text."])  # an encoder that can't be loaded stops the run here, by name
         fleet = self._fleet(self.inputs.clients, "tuning")
         self.events.add(
             "start",
@@ -234,6 +296,7 @@ class Simulation:
                 "max_fm_calls": self.config.budget.max_fm_calls,
                 "expected_fm_calls": sum(_calls_by_phase(self.config, self.inputs).values()),
                 "fm": self.fm.fm_id,
+                "data": self.inputs.digest,
                 "transport": "in-process simulation",
             },
         )
@@ -313,6 +376,7 @@ class Simulation:
         centre = self._fleet([pooled], "centralised-tuning")
         central = replace(federation, clients={pooled.client_id: len(pooled.train)}, log=_silent)
         prompt = await self._tune(centre, self.method, central, "baselines")
+        await centre.clients[pooled.client_id].restore()
         for client_id, client in fleet.clients.items():
             client.scores.adopt(centre.clients[pooled.client_id].scores, rows[client_id])
         await self._measure(
@@ -322,24 +386,29 @@ class Simulation:
     # -------------------------------------------------------------------------------------------- wiring
 
     def _fleet(self, data: Sequence[ClientData], name: str) -> Fleet:
+        """Clients of one phase or baseline, with a checkpoint of their own. As they share a provider they share its
+        journal of answers, keyed by hash: a batch is in it as a whole or not at all."""
+        provider: BaseFM = Retrying(self.fm)
+        folder = self.folder / "checkpoint" / name if self.folder else None
+        if folder is not None:
+            provider = RecordingFM(provider, folder / "journal.jsonl")
+        provider = Pooled(provider)
+        public_encoder = RememberingEncoder(self._shared_encoder)
         clients = {}
         for d in data:
-            folder = self.folder / "clients" / d.client_id if self.folder and d.client_id in self._encoders else None
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
+            own = self.folder / "clients" / d.client_id if self.folder and d.client_id in self._encoders else folder
             clients[d.client_id] = Client(
                 d,
                 self.inputs.labels,
-                Metered(self._provider, self.ledger, d.client_id),
+                provider,
                 self._encoders.get(d.client_id) or RememberingEncoder(self._shared_encoder),
-                public_encoder=self._public_encoder,
+                public_encoder=public_encoder,
                 seed=self.config.seed,
-                folder=folder,
-                journal=f"journal/{name}",
+                folder=own,
+                history=f"history/{name}",
             )
-        checkpoint = Checkpoint(self.folder / "checkpoint" / name if self.folder else None)
         limits = Limits(max_tokens=self.config.budget.max_tokens, max_usd=self.config.budget.max_usd)
-        server = Server(InProcessTransport(clients), self.ledger, self.events, checkpoint, limits)
+        server = Server(InProcessTransport(clients), self.ledger, self.events, Checkpoint(folder), limits)
         return Fleet(clients, server)
 
     def _federation(self, n_train: Mapping[str, int]) -> Federation:
@@ -389,7 +458,7 @@ class Simulation:
                 arm: asdict(compare_runs([self.folder], [self.folder], "fm", arm)) for arm in self._arms if arm != "fm"
             }
             text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-            (self.folder / "summary.json").write_text(text, encoding="utf-8")
+            write_whole(self.folder / "summary.json", text)
             build_report(self.folder)
         return Result(prompt=prompt, summary=summary, folder=self.folder)
 

@@ -1,4 +1,5 @@
-"""The command line: ``promptfed run``, ``eval``, ``predict``, ``report``, ``compare``, ``doctor``, ``methods``.
+"""The command line: ``promptfed run``, ``resume``, ``eval``, ``predict``, ``report``, ``compare``, ``doctor``,
+``methods``.
 
 Exit codes: 0 done, 2 something that the caller can mend, 3 a run that failed. Errors go to stderr without a traceback.
 """
@@ -7,9 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,6 +26,10 @@ from rich.progress import (
 from rich.table import Table
 
 from promptfed.errors import ConfigError, DataError, PromptfedError
+
+if TYPE_CHECKING:
+    from promptfed.app import Result
+    from promptfed.federation.events import Listener
 
 app = typer.Typer(
     name="promptfed",
@@ -47,7 +52,7 @@ def main() -> None:
         err_console.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        err_console.print("stopped")
+        err_console.print("stopped; a run goes on with: promptfed resume FOLDER")
         sys.exit(130)
 
 
@@ -73,14 +78,21 @@ def run_command(
         result = run(checked, out=folder, force=force)
         print(json.dumps(result.summary))  # noqa: T201
         return
-    out_console.print(
-        "promptfed run: an [bold]in-process simulation[/]: every client is an object here, "
-        "and what they exchange is serialised and counted."
-    )
-    with _RunProgress() as progress:
-        result = run(checked, out=folder, force=force, listeners=[progress.on_event])
-    _print_result(result.summary)
-    out_console.print(f"\nprompt  {folder / 'prompt.json'}\nreport  {folder / 'report.html'}", highlight=False)
+    _run(lambda listeners: run(checked, out=folder, force=force, listeners=listeners), folder)
+
+
+@app.command("resume")
+def resume_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run that was stopped or killed.")],
+    as_json: Json = False,
+) -> None:
+    """Go on with a run where it stopped; no FM call that was answered is made again."""
+    from promptfed.app import resume
+
+    if as_json:
+        print(json.dumps(resume(folder).summary))  # noqa: T201
+        return
+    _run(lambda listeners: resume(folder, listeners=listeners), folder)
 
 
 @app.command("eval")
@@ -224,6 +236,17 @@ def doctor_command(
 
 
 # ------------------------------------------------------------------------------------------------------ helpers
+
+
+def _run(start: Callable[[Sequence[Listener]], Result], folder: Path) -> None:
+    out_console.print(
+        "promptfed run: an [bold]in-process simulation[/]: every client is an object here, "
+        "and what they exchange is serialised and counted."
+    )
+    with _RunProgress() as progress:
+        result = start([progress.on_event])
+    _print_result(result.summary)
+    out_console.print(f"\nprompt  {folder / 'prompt.json'}\nreport  {folder / 'report.html'}", highlight=False)
 
 
 class _RunProgress:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from time import perf_counter
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from promptfed.types import FMResponse
 
@@ -15,19 +16,22 @@ Phase = Literal["tuning", "evaluation", "baselines"]
 PHASES: tuple[Phase, ...] = ("tuning", "evaluation", "baselines")
 
 
-@dataclass(slots=True, kw_only=True)
-class Account:
-    """What one client spent in one phase. Bytes are as serialised on the wire; up is client to server."""
+Count = Annotated[int, Field(ge=0)]
 
-    fm_calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    failed_calls: int = 0
-    truncated_calls: int = 0
-    usd: float = 0.0
-    bytes_up: int = 0
-    bytes_down: int = 0
+
+@dataclass(slots=True, kw_only=True)
+class Usage:
+    """What was spent at the foundation model. Clients count it and say so with every reply."""
+
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012  (a message carries this)
+
+    fm_calls: Count = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    cached_tokens: Count = 0
+    failed_calls: Count = 0
+    truncated_calls: Count = 0
+    usd: Annotated[float, Field(ge=0)] = 0.0
 
     def add_answer(self, answer: FMResponse) -> None:
         self.fm_calls += 1
@@ -38,9 +42,24 @@ class Account:
         self.truncated_calls += answer.truncated
         self.usd += answer.usd
 
+    def add(self, other: Usage) -> None:
+        for f in fields(Usage):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+
+
+@dataclass(slots=True, kw_only=True)
+class Account(Usage):
+    """What one client spent in one phase. Bytes are as serialised on the wire; up is client to server."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+
 
 class Ledger:
-    """Accounts by (phase, client). `phase` says which phase is on, and times it."""
+    """Accounts by (phase, client), filled from the clients' replies; `during` says which phase is on.
+
+    Seconds are booked a round, from the clock or from the checkpoint of a round that was done before.
+    """
 
     def __init__(self) -> None:
         self._accounts: dict[tuple[Phase, str], Account] = defaultdict(Account)
@@ -54,20 +73,24 @@ class Ledger:
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
         """Book what happens inside under ``phase``."""
-        before, self.phase, start = self.phase, phase, perf_counter()
+        before, self.phase = self.phase, phase
         try:
             yield
         finally:
             self.phase = before
-            self._wall_s[phase] += perf_counter() - start
+
+    def add_seconds(self, seconds: float) -> None:
+        """Book wall time under the phase that is on."""
+        self._wall_s[self.phase] += seconds
 
     def total(self, phase: Phase) -> Account:
         """Sum over clients."""
         total = Account()
         for (booked, _), account in self._accounts.items():
             if booked == phase:
-                for name, value in asdict(account).items():
-                    setattr(total, name, getattr(total, name) + value)
+                total.add(account)
+                total.bytes_up += account.bytes_up
+                total.bytes_down += account.bytes_down
         return total
 
     def as_dict(self) -> dict[str, Any]:

@@ -15,12 +15,10 @@ import msgpack
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from promptfed.errors import PromptfedError, WireError
-from promptfed.ledger import Phase
+from promptfed.ledger import Count, Phase, Usage
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import LabelRequest, TextRequest
-
-Count = Annotated[int, Field(ge=0)]
 
 
 class _Message:
@@ -253,9 +251,11 @@ ReplyBody = Joined | Written | Weighed | Votes | Scored | MomentSums | NewtonPar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply(_Message):
+    """``usage`` is what the task cost at the FM, journaled answers included: a task costs the same if done again."""
+
     round: Count
     client_id: str
-    fm_calls: Count
+    usage: Usage
     body: Annotated[ReplyBody, Field(discriminator="kind")]
 
 

@@ -19,9 +19,9 @@ from promptfed.federation.events import EventLog
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.federation.server import Server
 from promptfed.fm.base import BaseFM
-from promptfed.fm.decorators import Metered
+from promptfed.fm.journal import RecordingFM
 from promptfed.fm.scripted import ScriptedFM
-from promptfed.ledger import Ledger
+from promptfed.ledger import Ledger, Usage
 from promptfed.messages import Reply, ReplyBody
 from promptfed.strategies.base import Federation, Round, Steps
 from promptfed.types import Capability, FloatArray, FMRequest, FMResponse
@@ -165,22 +165,22 @@ def bench(
     **options: Any,
 ) -> Bench:
     """``n_clients`` clients with ``n_train`` texts each, a server and books. ``wrap`` may put a fault on the wire;
-    under ``folder`` each client keeps its journal."""
+    under ``folder`` each client keeps its journal and history."""
     counting = CountingFM(fm or ScriptedFM())
     ledger, events = Ledger(), EventLog()
     clients = {}
     for c in range(n_clients):
         data = client_data(f"client{c}", n_train, n_test, seed=c, n_words=n_words)
         own = folder / data.client_id if folder else None
-        fm_of_client = Metered(counting, ledger, data.client_id)
-        clients[data.client_id] = Client(data, LABELS, fm_of_client, WordEncoder(), seed=1, folder=own)
+        source: BaseFM = RecordingFM(counting, own / "journal.jsonl") if own else counting
+        clients[data.client_id] = Client(data, LABELS, source, WordEncoder(), seed=1, folder=own)
     server = Server(wrap(InProcessTransport(clients)), ledger, events, checkpoint)
     return Bench(clients=clients, server=server, ledger=ledger, events=events, fm=counting, options=options)
 
 
 def reply(body: ReplyBody, client_id: str = "a", fm_calls: int = 0, round_number: int = 1) -> Reply:
     """A reply as the server decodes it."""
-    return Reply(round=round_number, client_id=client_id, fm_calls=fm_calls, body=body)
+    return Reply(round=round_number, client_id=client_id, usage=Usage(fm_calls=fm_calls), body=body)
 
 
 def replies(bodies: Mapping[str, ReplyBody]) -> dict[str, Reply]:

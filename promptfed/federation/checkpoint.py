@@ -1,19 +1,19 @@
 """A checkpoint a round: the replies as they came over the wire. They are the server's whole state.
 
 A method is a pure function of the replies that it was sent (`promptfed.strategies.base`), so sending them again brings
-it to where it was. Clients bring themselves there from their own journals (`clients.scores`). Files are written aside
+it to where it was. Clients bring themselves there from their own folders (`clients.history`). Files are written aside
 and renamed, so a round is there whole or not at all.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgpack
 
 from promptfed.errors import DataError
+from promptfed.files import write_whole
 
 
 class Checkpoint:
@@ -24,8 +24,9 @@ class Checkpoint:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def load(self, round_number: int, tasks: Mapping[str, bytes]) -> dict[str, bytes] | None:
-        """The replies of a round, if it was done. Raises `DataError` if it was done with other tasks."""
+    def load(self, round_number: int, tasks: Mapping[str, bytes]) -> tuple[dict[str, bytes], float] | None:
+        """The replies of a round and the seconds it took, if it was done. Raises `DataError` if it was done with other
+        tasks."""
         path = self._path(round_number)
         if path is None or not path.exists():
             return None
@@ -34,19 +35,13 @@ class Checkpoint:
             raise DataError(
                 f"{path}: belongs to another configuration; choose another folder or start anew with --force"
             )
-        replies: dict[str, bytes] = saved["replies"]
-        return replies
+        return saved["replies"], saved["seconds"]
 
-    def save(self, round_number: int, tasks: Mapping[str, bytes], replies: Mapping[str, bytes]) -> None:
+    def save(self, round_number: int, tasks: Mapping[str, bytes], replies: Mapping[str, bytes], seconds: float) -> None:
         path = self._path(round_number)
         if path is None:
             return
-        scratch = path.with_suffix(".tmp")
-        with scratch.open("wb") as file:
-            file.write(msgpack.packb({"tasks": dict(tasks), "replies": dict(replies)}))
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.rename(path)
+        write_whole(path, msgpack.packb({"tasks": dict(tasks), "replies": dict(replies), "seconds": seconds}))
 
     def _path(self, round_number: int) -> Path | None:
         return None if self._folder is None else self._folder / f"{round_number:05d}.msgpack"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Protocol
 
 from promptfed.errors import BudgetError, RunError, WireError
@@ -48,10 +49,11 @@ class Server:
         self._checkpoint = checkpoint or Checkpoint(None)
         self._limits = limits or Limits()
         self.round = 0
+        self._since = 0.0
 
     async def drive(self, steps: Steps[T], phase: Phase, max_fm_calls: int) -> T:
         """Run a method to its end. No round is sent whose grants would pass ``max_fm_calls``."""
-        granted = 0
+        granted, self._since = 0, perf_counter()
         with self._ledger.during(phase):
             try:
                 round_ = next(steps)
@@ -97,10 +99,14 @@ class Server:
             )
             for client, body in sorted(round_.tasks.items())
         }
-        replies = self._checkpoint.load(self.round, tasks)
-        if replies is None:
+        if (saved := self._checkpoint.load(self.round, tasks)) is not None:
+            replies, seconds = saved
+        else:
             replies = await self._transport.exchange(tasks)
-            self._checkpoint.save(self.round, tasks, replies)
+            seconds = perf_counter() - self._since  # with what the method took to get here
+            self._checkpoint.save(self.round, tasks, replies, seconds)
+        self._since = perf_counter()
+        self._ledger.add_seconds(seconds)
         decoded: dict[str, Reply] = {}
         failures: dict[str, str] = {}
         spent = 0
@@ -111,7 +117,9 @@ class Server:
             data = replies.get(client)
             account.bytes_up += len(data or b"")
             reply = self._reply(data, client, grant)
-            spent += reply.fm_calls if isinstance(reply, Reply) else grant
+            spent += reply.usage.fm_calls if isinstance(reply, Reply) else grant
+            if isinstance(reply, Reply):
+                account.add(reply.usage)
             if not isinstance(reply, Reply):
                 failures[client] = reply
             elif isinstance(reply.body, Failed):
@@ -147,4 +155,4 @@ class Server:
             return "malformed"
         # A reply to an undecodable task names no round and spent nothing.
         named = reply.client_id == client and reply.round in (self.round, 0)
-        return reply if named and reply.fm_calls <= grant else "malformed"
+        return reply if named and reply.usage.fm_calls <= grant else "malformed"

@@ -1,13 +1,14 @@
-"""Foundation models wrapped around a foundation model: Budgeted(Metered(Retrying(Pooled(EmbeddedFM(...)))))."""
+"""Foundation models wrapped around a foundation model: Budgeted(Metered(Pooled(RecordingFM(Retrying(...)))))."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
 
 from promptfed.errors import BudgetError
 from promptfed.fm.base import BaseFM
-from promptfed.ledger import Ledger
+from promptfed.ledger import Usage
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
 
 
@@ -25,17 +26,16 @@ class _Wrapper(BaseFM):
 
 
 class Metered(_Wrapper):
-    """Books every call of one client in the ledger, under the phase that is on."""
+    """Counts every answer in ``usage``, which its owner may replace to start anew."""
 
-    def __init__(self, inner: BaseFM, ledger: Ledger, client_id: str) -> None:
+    def __init__(self, inner: BaseFM) -> None:
         super().__init__(inner)
-        self._ledger, self._client_id = ledger, client_id
+        self.usage = Usage()
 
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
-        account = self._ledger.account(self._client_id)
         answers = await self._inner.complete(requests)
         for answer in answers:
-            account.add_answer(answer)
+            self.usage.add_answer(answer)
         return answers
 
 
@@ -98,10 +98,10 @@ class Retrying(_Wrapper):
 
 
 class Pooled(_Wrapper):
-    """Joins what clients ask in the same turn of the event loop into one batch for a provider that they share.
+    """Joins what clients ask in the same turn of the event loop into one batch a prompt, for a provider they share.
 
-    Waiting clients are gathered until no new request came in for a few turns; the engine sorts what it gets, so the
-    answers do not depend on the order of arrival.
+    Waiting clients are gathered until no new request came in for a few turns. A batch holds everything that was asked
+    of one prompt, so what is in it does not depend on the order of arrival, nor on the other prompts.
     """
 
     QUIET_TURNS = 3
@@ -125,18 +125,28 @@ class Pooled(_Wrapper):
                 await asyncio.sleep(0)
                 quiet = quiet + 1 if len(self._waiting) == seen else 0
                 seen = len(self._waiting)
-            batch, self._waiting = self._waiting, []
+            waiting, self._waiting = self._waiting, []
             try:
-                answers = await self._inner.complete([r for requests, _ in batch for r in requests])
+                answers = await self._ask([r for requests, _ in waiting for r in requests])
             except BaseException as error:
-                for _, future in batch:
+                for _, future in waiting:
                     if not future.done():
                         future.set_exception(error)
                 if not isinstance(error, Exception):
                     raise
                 continue
             start = 0
-            for requests, future in batch:
+            for requests, future in waiting:
                 if not future.done():
                     future.set_result(answers[start : start + len(requests)])
                 start += len(requests)
+
+    async def _ask(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        batches: dict[str, list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            batches[request.prefix if isinstance(request, LabelRequest) else request.prompt].append(i)
+        done = await asyncio.gather(*(self._inner.complete([requests[i] for i in mine]) for mine in batches.values()))
+        answers = {
+            i: a for mine, part in zip(batches.values(), done, strict=True) for i, a in zip(mine, part, strict=True)
+        }
+        return [answers[i] for i in range(len(requests))]

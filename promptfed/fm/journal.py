@@ -49,6 +49,10 @@ def read_journal(path: Path) -> dict[str, FMResponse]:
     return answers
 
 
+def _line(key: str, answer: FMResponse) -> str:
+    return json.dumps({"key": key, "answer": dataclasses.asdict(answer)}) + "\n"
+
+
 def _cut_back(path: Path) -> None:
     """Drop what follows the last line's end, so that the next line written does not run into it."""
     content = path.read_bytes()
@@ -60,7 +64,8 @@ def _cut_back(path: Path) -> None:
 class RecordingFM(BaseFM):
     """Answers from the journal where it can; asks ``inner`` for the rest and writes that down before returning.
 
-    A last line that was cut off is removed from the journal, and its request asked again.
+    What one `complete` brought is written at once, so a process that is killed leaves all of a batch in the journal or
+    nothing. A last line that was cut off is removed from the journal, and its request asked again.
     """
 
     def __init__(self, inner: BaseFM, path: Path) -> None:
@@ -68,13 +73,6 @@ class RecordingFM(BaseFM):
         if path.exists():
             _cut_back(path)
         self._answers = read_journal(path)
-        self._resumed = bool(self._answers)
-
-    def recall(self, requests: Sequence[FMRequest]) -> list[FMResponse | None]:
-        """What the journal of an earlier process holds of these requests; nothing is asked."""
-        if not self._resumed:
-            return [None] * len(requests)
-        return [self._answers.get(request_key(self.fm_id, r)) for r in requests]
 
     @property
     def fm_id(self) -> str:
@@ -87,18 +85,21 @@ class RecordingFM(BaseFM):
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
         keys = [request_key(self.fm_id, r) for r in requests]
         missing = {k: r for k, r in zip(keys, requests, strict=True) if k not in self._answers}
-        fresh = await self._inner.complete(list(missing.values()))
-        lines = []
-        for key, answer in zip(missing, fresh, strict=True):
-            if answer.error is None:
-                self._answers[key] = answer
-                lines.append(json.dumps({"key": key, "answer": dataclasses.asdict(answer)}) + "\n")
-        if lines:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
-        errors = dict(zip(missing, fresh, strict=True))
-        return [self._answers.get(k) or errors[k] for k in keys]
+        fresh = dict(zip(missing, await self._inner.complete(list(missing.values())), strict=True)) if missing else {}
+        answered = {key: answer for key, answer in fresh.items() if answer.error is None}
+        if answered:
+            self._append("".join(_line(key, answer) for key, answer in answered.items()).encode())
+            self._answers |= answered
+        return [self._answers.get(k) or fresh[k] for k in keys]
+
+    def _append(self, lines: bytes) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            while lines:  # one system call, unless the disk is full or the batch is huge
+                lines = lines[os.write(file, lines) :]
+        finally:
+            os.close(file)
 
 
 class ReplayFM(BaseFM):

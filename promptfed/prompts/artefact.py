@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from promptfed.errors import DataError, PromptfedError
+from promptfed.files import write_whole
 from promptfed.prompts.calibration import Calibration
 from promptfed.prompts.template import PromptTemplate, content_hash
 from promptfed.types import LabelScorer
@@ -81,7 +82,7 @@ class PromptSet:
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
         """Write prompt.json. ``about`` is stored beside it and not hashed (method, seed, FM)."""
         record = {"schema_version": SCHEMA_VERSION, "prompt_id": self.prompt_id, **asdict(self), "about": about or {}}
-        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: Path | str) -> PromptSet:

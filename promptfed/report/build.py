@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, Val
 
 from promptfed.config import Config, load_config
 from promptfed.errors import ConfigError, DataError
+from promptfed.files import write_whole
 from promptfed.ledger import Account
 from promptfed.prompts.artefact import PromptSet
 from promptfed.report.charts import Mark, Point, bars, curve, histogram
@@ -173,7 +174,7 @@ def build_report(folder: Path) -> Path:
     page = environment.get_template("report.html").render(view(run))
     path = folder / "report.html"
     # A model may write half a character; the page then shows a question mark.
-    path.write_text(page, encoding="utf-8", errors="replace", newline="\n")
+    write_whole(path, page)
     return path
 
 

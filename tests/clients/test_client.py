@@ -18,6 +18,7 @@ from clients.scores import brier_score
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
+from promptfed.ledger import Usage
 from promptfed.messages import (
     Adopt,
     Adopted,
@@ -86,7 +87,7 @@ def test_join_says_how_many_and_which_labels_occur() -> None:
     reply = ask(a_client(data=data)[0], Join())
 
     assert reply == Reply(
-        round=4, client_id="north", fm_calls=0, body=Joined(n_train=2, n_test=6, labels=("positive",), n_dropped=3)
+        round=4, client_id="north", usage=Usage(), body=Joined(n_train=2, n_test=6, labels=("positive",), n_dropped=3)
     )
 
 
@@ -102,7 +103,7 @@ def test_write_and_weigh_pass_requests_to_the_model_and_book_them() -> None:
     assert all(written.body.texts)
     assert isinstance(weighed.body, Weighed)
     assert np.exp(weighed.body.logprobs).sum() == pytest.approx(1.0, abs=1e-6)
-    assert (written.fm_calls, weighed.fm_calls, fm.n_calls) == (2, 1, 3)
+    assert (written.usage.fm_calls, weighed.usage.fm_calls, fm.n_calls) == (2, 1, 3)
 
 
 def test_items_that_the_model_refused_are_empty() -> None:
@@ -133,7 +134,7 @@ def test_ask_scores_what_is_new_and_sends_moments() -> None:
 
     first, second = ask(client, Ask(prompts=(P,), stop=5)), ask(client, Ask(prompts=(P, Q), stop=8))
 
-    assert (first.fm_calls, second.fm_calls) == (5, 3 + 8)
+    assert (first.usage.fm_calls, second.usage.fm_calls) == (5, 3 + 8)
     assert fm.n_calls == 16
     assert isinstance(second.body, MomentSums)
     scores, _, _ = client.scores.get((P, Q), 8)
@@ -152,14 +153,14 @@ def test_ask_without_stop_makes_no_call_and_reads_what_all_prompts_share() -> No
 
     assert isinstance(reply.body, MomentSums)
     assert reply.body.n == 4
-    assert (reply.fm_calls, fm.n_calls) == (0, 13)
+    assert (reply.usage.fm_calls, fm.n_calls) == (0, 13)
 
 
 def test_ask_beyond_the_last_text_stops_there() -> None:
     reply = ask(a_client()[0], Ask(prompts=(P,), stop=500))
 
     assert isinstance(reply.body, MomentSums)
-    assert (reply.body.n, reply.fm_calls) == (20, 20)
+    assert (reply.body.n, reply.usage.fm_calls) == (20, 20)
 
 
 def score_task(*sets: tuple[int, ...], stop: int = 12) -> Score:
@@ -285,7 +286,7 @@ def test_evaluate_measures_on_held_out_texts_and_keeps_the_predictions(tmp_path:
     assert isinstance(reply.body, Evaluated)
     assert reply.body.n == 10
     assert reply.body.calls_per_prediction == 2.0
-    assert reply.fm_calls == fm.n_calls - before == 20
+    assert reply.usage.fm_calls == fm.n_calls - before == 20
     kept = json.loads((tmp_path / "evaluation" / "fm.json").read_text())
     assert kept["labels"] == client.data.test.labels.tolist()
     assert kept["texts"][0] == hashlib.sha256(client.data.test.texts[0].encode()).hexdigest()[:16]
@@ -302,7 +303,7 @@ def test_arms_that_share_prompts_share_calls() -> None:
     again = ask(client, Evaluate(arm="fm_pooled", prompt=PAIR), grant=0)
 
     assert isinstance(again.body, Evaluated)
-    assert again.fm_calls == 0
+    assert again.usage.fm_calls == 0
 
 
 # ---------------------------------------------------------------- what it spends
@@ -314,7 +315,7 @@ def test_a_task_beyond_its_grant_makes_no_call() -> None:
     reply = ask(client, Ask(prompts=(P,), stop=5), grant=4)
 
     assert reply.body == Failed(reason="BudgetError")
-    assert (reply.fm_calls, fm.n_calls) == (0, 0)
+    assert (reply.usage.fm_calls, fm.n_calls) == (0, 0)
 
 
 def test_what_one_grant_left_over_is_not_added_to_the_next() -> None:
@@ -341,7 +342,7 @@ def test_a_task_that_failed_reports_the_calls_that_it_made() -> None:
 
     assert isinstance(reply.body, Failed)
     assert fm.n_calls == 6
-    assert reply.fm_calls == 6
+    assert reply.usage.fm_calls == 6
 
 
 # ---------------------------------------------------------------- failures leave as a class name
@@ -371,7 +372,8 @@ def test_a_task_for_another_client_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"rubbish", b"\x80", encode(Reply(round=1, client_id="north", fm_calls=0, body=Failed(reason="x")))]
+    "data",
+    [b"", b"rubbish", b"\x80", encode(Reply(round=1, client_id="north", usage=Usage(), body=Failed(reason="x")))],
 )
 def test_what_is_not_a_task_is_answered_too(data: bytes) -> None:
     reply = decode_reply(wait_for(a_client()[0].handle(data)))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from promptfed import messages as m
 from promptfed.errors import WireError
+from promptfed.ledger import Usage
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import SLOT, PromptTemplate
 from promptfed.types import LabelRequest, TextRequest
@@ -90,7 +91,9 @@ def tasks(body: st.SearchStrategy[Any]) -> st.SearchStrategy[m.Task]:
 
 
 def replies(body: st.SearchStrategy[Any]) -> st.SearchStrategy[m.Reply]:
-    return st.builds(m.Reply, round=count, client_id=st.text(max_size=10), fm_calls=count, body=body)
+    return st.builds(
+        m.Reply, round=count, client_id=st.text(max_size=10), usage=st.builds(Usage, fm_calls=count), body=body
+    )
 
 
 TEMPLATE = PromptTemplate(text="Review: {text}\nLabel:", words=("bad", "good"))
@@ -101,7 +104,9 @@ TASK = m.Task(
     grant=7,
     body=m.Score(prompts=(TEMPLATE,), sets=((0,),), stop=7, weights=(1.5,), bias=(0.25, -0.25)),
 )
-REPLY = m.Reply(round=3, client_id="north", fm_calls=7, body=m.Scored(n=7, total=(5.25,), diff=(0.0,), diff_sq=(0.0,)))
+REPLY = m.Reply(
+    round=3, client_id="north", usage=Usage(fm_calls=7), body=m.Scored(n=7, total=(5.25,), diff=(0.0,), diff_sq=(0.0,))
+)
 
 
 def test_every_message_of_the_module_is_covered_here() -> None:
@@ -128,14 +133,14 @@ def test_a_reply_comes_back_as_it_was_sent(kind: type, data: st.DataObject) -> N
 
 
 def test_numbers_travel_as_32_bit_floats() -> None:
-    sent = m.Reply(round=1, client_id="a", fm_calls=0, body=m.Head(n=1, weights=(0.1,) * 1000))
+    sent = m.Reply(round=1, client_id="a", usage=Usage(), body=m.Head(n=1, weights=(0.1,) * 1000))
 
     received = m.decode_reply(m.encode(sent))
 
     assert isinstance(received.body, m.Head)
     assert received.body.weights[0] == pytest.approx(0.1, rel=1e-7)
     # 5 bytes a number (a type byte and 4 of the number), and less than 100 for everything else.
-    assert 5000 <= len(m.encode(sent)) < 5100
+    assert 5000 <= len(m.encode(sent)) < 5200
 
 
 def test_equal_messages_have_equal_bytes() -> None:

@@ -18,14 +18,14 @@ REPLIES = {"a": b"reply a"}
 
 
 def test_a_saved_round_comes_back(tmp_path: Path) -> None:
-    Checkpoint(tmp_path / "run").save(3, TASKS, REPLIES)
+    Checkpoint(tmp_path).save(3, TASKS, REPLIES, 1.5)
 
-    assert Checkpoint(tmp_path / "run").load(3, TASKS) == REPLIES
+    assert Checkpoint(tmp_path).load(3, TASKS) == (REPLIES, 1.5)
 
 
 def test_a_round_that_was_not_done_is_none(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
-    checkpoint.save(3, TASKS, REPLIES)
+    checkpoint.save(3, TASKS, REPLIES, 0.0)
 
     assert checkpoint.load(2, TASKS) is None
     assert checkpoint.load(4, TASKS) is None
@@ -33,7 +33,7 @@ def test_a_round_that_was_not_done_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tasks", [{}, {"a": b"task a"}, {**TASKS, "a": b"other"}, {**TASKS, "c": b"task c"}])
 def test_a_round_of_other_tasks_is_refused(tmp_path: Path, tasks: dict[str, bytes]) -> None:
-    Checkpoint(tmp_path).save(1, TASKS, REPLIES)
+    Checkpoint(tmp_path).save(1, TASKS, REPLIES, 0.0)
 
     with pytest.raises(DataError, match=r"00001\.msgpack: belongs to another configuration"):
         Checkpoint(tmp_path).load(1, tasks)
@@ -41,15 +41,15 @@ def test_a_round_of_other_tasks_is_refused(tmp_path: Path, tasks: dict[str, byte
 
 def test_without_a_folder_nothing_is_kept() -> None:
     checkpoint = Checkpoint(None)
-    checkpoint.save(1, TASKS, REPLIES)
+    checkpoint.save(1, TASKS, REPLIES, 0.0)
 
     assert checkpoint.load(1, TASKS) is None
 
 
 def test_a_write_that_was_cut_off_is_no_round(tmp_path: Path) -> None:
-    Checkpoint(tmp_path).save(1, TASKS, REPLIES)
+    Checkpoint(tmp_path).save(1, TASKS, REPLIES, 0.0)
     whole = (tmp_path / "00001.msgpack").read_bytes()
-    (tmp_path / "00002.tmp").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "00002.msgpack.tmp").write_bytes(whole[: len(whole) // 2])
 
     assert Checkpoint(tmp_path).load(2, TASKS) is None
     assert [p.name for p in tmp_path.glob("*.msgpack")] == ["00001.msgpack"]

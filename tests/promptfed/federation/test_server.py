@@ -10,7 +10,7 @@ from promptfed.errors import BudgetError, RunError
 from promptfed.federation.events import EventLog
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.federation.server import Limits, Server
-from promptfed.ledger import Ledger
+from promptfed.ledger import Ledger, Usage
 from promptfed.messages import Adopted, Failed, Join, Joined, Reply, ReplyBody, Task, decode_task, encode
 from promptfed.strategies.base import Round, Steps
 from promptfed.types import FMResponse
@@ -36,7 +36,7 @@ class Post:
 
 def says(body: ReplyBody, fm_calls: int = 0) -> Handler:
     def handle(task: Task) -> bytes:
-        return encode(Reply(round=task.round, client_id=task.client_id, fm_calls=fm_calls, body=body))
+        return encode(Reply(round=task.round, client_id=task.client_id, usage=Usage(fm_calls=fm_calls), body=body))
 
     return handle
 
@@ -74,7 +74,7 @@ def test_the_method_gets_replies_by_client_and_its_result_comes_back() -> None:
 
     (got,) = wait_for(s.drive(rounds({"a": 1}), "tuning", 1))
 
-    assert got["a"] == Reply(round=1, client_id="a", fm_calls=1, body=JOINED)
+    assert got["a"] == Reply(round=1, client_id="a", usage=Usage(fm_calls=1), body=JOINED)
     assert got["b"].body == Adopted(n_calibration=5)
 
 
@@ -150,15 +150,15 @@ def test_a_client_cannot_talk_the_budget_up() -> None:
 
 def priced(limits: Limits) -> tuple[Server, Post]:
     """Clients whose calls cost 9 prompt tokens, 1 written token and a quarter dollar each."""
-    ledger = Ledger()
 
     def pays(task: Task) -> bytes:
+        usage = Usage()
         for _ in range(task.grant):
-            ledger.account(task.client_id).add_answer(FMResponse(prompt_tokens=9, completion_tokens=1, usd=0.25))
-        return spends_its_grant(task)
+            usage.add_answer(FMResponse(prompt_tokens=9, completion_tokens=1, usd=0.25))
+        return encode(Reply(round=task.round, client_id=task.client_id, usage=usage, body=JOINED))
 
     post = Post({"a": pays, "b": pays})
-    return Server(post, ledger, EventLog(), limits=limits), post
+    return Server(post, Ledger(), EventLog(), limits=limits), post
 
 
 @pytest.mark.parametrize("limits", [Limits(max_tokens=60), Limits(max_usd=1.5), Limits()])
@@ -240,7 +240,7 @@ def test_bytes_are_booked_as_serialised() -> None:
     wait_for(s.drive(rounds({"a": 2}), "evaluation", 2))
 
     task = {c: len(encode(t)) for c, t in post.sent[0].items()}
-    reply = len(encode(Reply(round=1, client_id="a", fm_calls=2, body=JOINED)))
+    reply = len(encode(Reply(round=1, client_id="a", usage=Usage(fm_calls=2), body=JOINED)))
     booked = ledger.as_dict()["evaluation"]["by_client"]
     assert (booked["a"]["bytes_down"], booked["a"]["bytes_up"]) == (task["a"], reply)
     assert (booked["b"]["bytes_down"], booked["b"]["bytes_up"]) == (task["b"], len(b"rubbish"))

@@ -13,7 +13,7 @@ from promptfed.errors import BudgetError
 from promptfed.fm.base import BaseFM
 from promptfed.fm.decorators import Budgeted, Metered, Pooled, Retrying, Routed
 from promptfed.fm.scripted import ScriptedFM
-from promptfed.ledger import Ledger
+from promptfed.ledger import Usage
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
 from tests.support import CountingFM, FailingFM, wait_for
 
@@ -45,7 +45,7 @@ class EchoFM(BaseFM):
         return answers
 
 
-@pytest.mark.parametrize("wrap", [Budgeted, Retrying, Pooled, lambda fm: Metered(fm, Ledger(), "a")])
+@pytest.mark.parametrize("wrap", [Budgeted, Retrying, Pooled, Metered])
 def test_a_wrapper_is_the_same_model(wrap: type[BaseFM]) -> None:
     inner = ScriptedFM("x", capabilities=frozenset({Capability.TEXT}))
     wrapped = wrap(inner)  # type: ignore[call-arg]
@@ -57,17 +57,15 @@ def test_a_wrapper_is_the_same_model(wrap: type[BaseFM]) -> None:
 # ---------------------------------------------------------------- Metered
 
 
-def test_metered_books_calls_tokens_money_and_failures_under_the_phase_that_is_on() -> None:
-    ledger = Ledger()
-    fm = Metered(EchoFM(), ledger, "north")
+def test_metered_counts_calls_tokens_money_and_failures_until_it_starts_anew() -> None:
+    fm = Metered(EchoFM())
 
-    with ledger.during("evaluation"):
-        wait_for(fm.complete(requests("a", "9", "b")))
+    wait_for(fm.complete(requests("a", "9", "b")))
+    first, fm.usage = fm.usage, Usage()
+    wait_for(fm.complete(requests("c")))
 
-    account = ledger.as_dict()["evaluation"]["by_client"]["north"]
-    assert (account["fm_calls"], account["failed_calls"]) == (3, 1)
-    assert (account["prompt_tokens"], account["completion_tokens"], account["usd"]) == (4, 6, 1.0)
-    assert ledger.total("tuning").fm_calls == 0
+    assert first == Usage(fm_calls=3, failed_calls=1, prompt_tokens=4, completion_tokens=6, usd=1.0)
+    assert fm.usage.fm_calls == 1
 
 
 # ---------------------------------------------------------------- Budgeted
@@ -162,29 +160,42 @@ def test_what_clients_ask_in_one_turn_is_one_batch() -> None:
     fm = Pooled(inner)
 
     async def all_at_once() -> list[list[FMResponse]]:
-        return await asyncio.gather(*(fm.complete(requests(p, p * 2)) for p in "abc"))
+        return await asyncio.gather(*(fm.complete(requests("a")) for _ in range(3)))
 
     answers = wait_for(all_at_once())
 
-    assert [[a.text for a in mine] for mine in answers] == [["A", "AA"], ["B", "BB"], ["C", "CC"]]
-    assert inner.batches == [["a", "aa", "b", "bb", "c", "cc"]]
+    assert [[a.text for a in mine] for mine in answers] == [["A"], ["A"], ["A"]]
+    assert inner.batches == [["a", "a", "a"]]
+
+
+def test_each_prompt_is_a_batch_of_its_own_whoever_asks() -> None:
+    inner = EchoFM()
+    fm = Pooled(inner)
+
+    async def all_at_once() -> list[list[FMResponse]]:
+        return await asyncio.gather(fm.complete(requests("a", "b", "a")), fm.complete(requests("b", "c")))
+
+    answers = wait_for(all_at_once())
+
+    assert [[a.text for a in mine] for mine in answers] == [["A", "B", "A"], ["B", "C"]]
+    assert inner.batches == [["a", "a"], ["b", "b"], ["c"]]
 
 
 def test_a_client_that_comes_a_turn_later_still_joins() -> None:
     inner = EchoFM()
     fm = Pooled(inner)
 
-    async def late(prompt: str, turns: int) -> None:
+    async def late(turns: int) -> None:
         for _ in range(turns):
             await asyncio.sleep(0)
-        await fm.complete(requests(prompt))
+        await fm.complete(requests("a"))
 
     async def staggered() -> None:
-        await asyncio.gather(late("a", 0), late("b", 1), late("c", 3))
+        await asyncio.gather(late(0), late(1), late(3))
 
     wait_for(staggered())
 
-    assert inner.batches == [["a", "b", "c"]]
+    assert inner.batches == [["a", "a", "a"]]
 
 
 def test_one_round_after_the_other_and_in_another_loop() -> None:
