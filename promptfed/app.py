@@ -30,7 +30,7 @@ from promptfed.fm.base import BaseFM, run_sync
 from promptfed.fm.decorators import Pooled, Retrying, Routed
 from promptfed.fm.journal import RecordingFM
 from promptfed.ledger import Ledger
-from promptfed.messages import Evaluate, Evaluated
+from promptfed.messages import Evaluate, Evaluated, Joined
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import content_hash
 from promptfed.registry import load_fm, load_method
@@ -302,9 +302,15 @@ class Simulation:
         )
         joined = await fleet.server.drive(join(fleet.ids), "tuning", 0)
         n_test = {c: j.n_test for c, j in joined.items()}
-        federation = self._federation({c: j.n_train for c, j in joined.items()})
+        federation = self._federation(n_train := {c: j.n_train for c, j in sorted(joined.items())})
+
+        def welcome(client: str, newcomer: Joined) -> None:
+            n_train[client], n_test[client] = newcomer.n_train, newcomer.n_test
+            joined[client] = newcomer
+
+        fleet.server.invite(set(fleet.ids) - set(joined), welcome)
         prompt = await self._tune(fleet, self.method, federation)
-        await fleet.server.drive(adopt(fleet.ids, prompt), "tuning", 0)
+        await fleet.server.drive(adopt(list(federation.clients), prompt), "tuning", 0)
         if any(n_test.values()):
             single = await self._tune(fleet, Given(prompt.prompts[:1]), replace(federation, max_fm_calls=0))
             await self._evaluate(fleet, prompt, single, n_test)
@@ -359,8 +365,8 @@ class Simulation:
     async def _local_only(self, fleet: Fleet, federation: Federation, n_test: Mapping[str, int]) -> None:
         """Each client alone, with its share of the calls."""
         tasks = {}
-        share = federation.max_fm_calls // len(fleet.ids)
-        for client in fleet.ids:
+        share = federation.max_fm_calls // len(federation.clients)
+        for client in federation.clients:
             alone = replace(
                 federation,
                 clients={client: federation.clients[client]},
@@ -407,14 +413,17 @@ class Simulation:
                 folder=own,
                 history=f"history/{name}",
             )
-        limits = Limits(max_tokens=self.config.budget.max_tokens, max_usd=self.config.budget.max_usd)
+        budget, rounds = self.config.budget, self.config.rounds
+        limits = Limits(
+            max_tokens=budget.max_tokens, max_usd=budget.max_usd, deadline_s=rounds.deadline_s, quorum=rounds.quorum
+        )
         server = Server(InProcessTransport(clients), self.ledger, self.events, Checkpoint(folder), limits)
         return Fleet(clients, server)
 
     def _federation(self, n_train: Mapping[str, int]) -> Federation:
         config = self.config
         return Federation(
-            clients=dict(sorted(n_train.items())),
+            clients=n_train,
             labels=self.inputs.labels,
             words=self.inputs.words,
             instruction=config.task.instruction,

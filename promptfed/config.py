@@ -83,6 +83,13 @@ class Budget(_Section):
     max_usd: float | None = Field(gt=0, default=None)
 
 
+class Rounds(_Section):
+    """``[rounds]``: how long a round waits for clients, and the share of those asked that must answer."""
+
+    deadline_s: float | None = Field(gt=0, default=None)
+    quorum: float = Field(gt=0, le=1, default=0.5)
+
+
 Baseline = Literal["zero_shot", "manual_few_shot", "local_only", "dm_fedavg", "centralised"]
 
 
@@ -105,6 +112,7 @@ class Config(_Section):
     encoder: Encoder = Encoder()
     method: Method = Method()
     budget: Budget = Budget()
+    rounds: Rounds = Rounds()
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")

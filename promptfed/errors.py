@@ -9,6 +9,7 @@ PromptfedError
 └── RunError               the run could not go on: exit code 3
     ├── FMError            the foundation model failed
     ├── BudgetError        a call would have passed the budget
+    ├── QuorumError        too few clients answered a round; the run waits to be resumed
     └── WireError          a message that does not decode to what it should be
 
 Messages name what was got, what was expected and how to mend it. They never carry a client's text:
@@ -65,6 +66,10 @@ class FMError(RunError):
 
 class BudgetError(RunError):
     """A call would have passed the budget. It was not made."""
+
+
+class QuorumError(RunError):
+    """Too few clients answered a round. Nothing of it was used: the run goes on with it when it is resumed."""
 
 
 class WireError(RunError):

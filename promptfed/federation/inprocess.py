@@ -6,7 +6,7 @@ Tasks and replies are serialised all the same, so a client sees only what the co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 
@@ -17,12 +17,32 @@ class ClientProxy(Protocol):
 
 
 class InProcessTransport:
-    """Runs all clients of a round concurrently in this event loop."""
+    """Runs all clients of a round concurrently in this event loop.
+
+    A client that is late goes on with its task; what it then replies is dropped, and the next task waits for it. One
+    that raises has not answered.
+    """
 
     def __init__(self, clients: Mapping[str, ClientProxy]) -> None:
         self._clients = dict(clients)
+        self._busy: dict[str, asyncio.Task[bytes]] = {}
 
-    async def exchange(self, tasks: Mapping[str, bytes]) -> dict[str, bytes]:
-        ids = sorted(tasks)
-        replies = await asyncio.gather(*(self._clients[client].handle(tasks[client]) for client in ids))
-        return dict(zip(ids, replies, strict=True))
+    async def exchange(
+        self, tasks: Mapping[str, bytes], awaited: Collection[str], deadline_s: float | None
+    ) -> dict[str, bytes]:
+        for client in sorted(tasks):
+            self._busy[client] = asyncio.create_task(self._deliver(client, tasks[client], self._busy.get(client)))
+        mine = {client: self._busy[client] for client in sorted(tasks)}
+        missing = {mine[client] for client in awaited}
+        loop = asyncio.get_running_loop()
+        end = None if deadline_s is None else loop.time() + deadline_s
+        while missing and (end is None or loop.time() < end):
+            left = None if end is None else max(0.0, end - loop.time())
+            _, missing = await asyncio.wait(missing, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        answered = {c: t for c, t in mine.items() if t.done() and not t.cancelled() and t.exception() is None}
+        return {client: t.result() for client, t in answered.items()}
+
+    async def _deliver(self, client: str, task: bytes, before: asyncio.Task[bytes] | None) -> bytes:
+        if before is not None and not before.done():
+            await asyncio.wait({before})
+        return await self._clients[client].handle(task)

@@ -6,36 +6,49 @@ is written or scored is written or scored at a client.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
-from promptfed.errors import BudgetError, RunError, WireError
+from promptfed.errors import BudgetError, QuorumError, WireError
 from promptfed.federation.checkpoint import Checkpoint
 from promptfed.federation.events import EventLog
 from promptfed.ledger import Ledger, Phase
-from promptfed.messages import Failed, Reply, Task, decode_reply, encode
+from promptfed.messages import Failed, Join, Joined, Reply, Task, decode_reply, encode
 from promptfed.strategies.base import Round, Steps, T
 
 
 class Transport(Protocol):
-    """Carries encoded tasks to clients and brings encoded replies back, by client id. A client that did not answer
-    is missing from the result."""
+    """Carries encoded tasks to clients and brings encoded replies back, by client id.
 
-    async def exchange(self, tasks: Mapping[str, bytes]) -> dict[str, bytes]: ...
+    It returns when all of ``awaited`` have answered or ``deadline_s`` has passed; a client that has not answered by
+    then is missing from the result.
+    """
+
+    async def exchange(
+        self, tasks: Mapping[str, bytes], awaited: Collection[str], deadline_s: float | None
+    ) -> dict[str, bytes]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What tuning may spend beside FM calls. None: no limit."""
+    """What tuning may spend beside FM calls, how long a round may wait, and the share of the clients asked that must
+    answer it. None: no limit."""
 
     max_tokens: int | None = None
     max_usd: float | None = None
+    deadline_s: float | None = None
+    quorum: float = 0.5
 
 
 class Server:
-    """One federation's server. Rounds are numbered through all phases of a run."""
+    """One federation's server. Rounds are numbered through all phases of a run.
+
+    A client that did not answer a round is asked again in the next, but no round waits for it until it has answered
+    one: a partner that is gone costs one deadline, not one a round.
+    """
 
     def __init__(
         self,
@@ -50,6 +63,14 @@ class Server:
         self._limits = limits or Limits()
         self.round = 0
         self._since = 0.0
+        self._absent: set[str] = set()
+        self._joiners: set[str] = set()
+        self._welcome: Callable[[str, Joined], None] = lambda _client, _joined: None
+
+    def invite(self, clients: Iterable[str], welcome: Callable[[str, Joined], None]) -> None:
+        """Ask ``clients`` to join, beside the tasks of every round, until they do. ``welcome`` is called after the
+        round in which one did."""
+        self._joiners, self._welcome = set(clients), welcome
 
     async def drive(self, steps: Steps[T], phase: Phase, max_fm_calls: int) -> T:
         """Run a method to its end. No round is sent whose grants would pass ``max_fm_calls``."""
@@ -97,53 +118,77 @@ class Server:
             client: encode(
                 Task(round=self.round, client_id=client, phase=phase, grant=round_.grants.get(client, 0), body=body)
             )
-            for client, body in sorted(round_.tasks.items())
+            for client, body in sorted({**dict.fromkeys(self._joiners, Join()), **round_.tasks}.items())
         }
-        if (saved := self._checkpoint.load(self.round, tasks)) is not None:
+        saved = self._checkpoint.load(self.round, tasks)
+        if saved is not None:
             replies, seconds = saved
         else:
-            replies = await self._transport.exchange(tasks)
+            awaited = [c for c in round_.tasks if c not in self._absent] or list(round_.tasks)
+            replies = await self._transport.exchange(tasks, awaited, self._limits.deadline_s)
             seconds = perf_counter() - self._since  # with what the method took to get here
+        answers = {client: self._reply(replies.get(client), client, round_.grants.get(client, 0)) for client in tasks}
+        good = {c: a for c, a in answers.items() if isinstance(a, Reply) and not isinstance(a.body, Failed)}
+        failures = {c: _reason(a) for c, a in answers.items() if c not in good and c in round_.tasks}
+        if saved is None:
+            self._check_quorum(round_, failures)
             self._checkpoint.save(self.round, tasks, replies, seconds)
         self._since = perf_counter()
         self._ledger.add_seconds(seconds)
-        decoded: dict[str, Reply] = {}
-        failures: dict[str, str] = {}
-        spent = 0
-        for client, sent in tasks.items():
-            grant = round_.grants.get(client, 0)
-            account = self._ledger.account(client)
-            account.bytes_down += len(sent)
-            data = replies.get(client)
-            account.bytes_up += len(data or b"")
-            reply = self._reply(data, client, grant)
-            spent += reply.usage.fm_calls if isinstance(reply, Reply) else grant
-            if isinstance(reply, Reply):
-                account.add(reply.usage)
-            if not isinstance(reply, Reply):
-                failures[client] = reply
-            elif isinstance(reply.body, Failed):
-                failures[client] = reply.body.reason
-            else:
-                decoded[client] = reply
+        self._absent = (self._absent - set(replies)) | (set(round_.tasks) - set(replies))
+        spent = self._book(tasks, replies, answers, round_.grants)
+        total = self._ledger.total(phase)
         self._events.add(
             "round",
             {
                 "round": self.round,
                 "phase": phase,
                 "name": round_.name,
-                "n_clients": len(tasks),
+                "n_clients": len(round_.tasks),
                 "fm_calls": spent,
-                "tokens": self._ledger.total(phase).prompt_tokens + self._ledger.total(phase).completion_tokens,
+                "tokens": total.prompt_tokens + total.completion_tokens,
                 "bytes_up": sum(map(len, replies.values())),
                 "bytes_down": sum(map(len, tasks.values())),
                 "failures": failures,
             },
         )
-        if not decoded:
-            reasons = ", ".join(sorted(set(failures.values())))
-            raise RunError(f"round {self.round} ({round_.name}): none of {len(tasks)} clients answered ({reasons})")
-        return decoded, spent
+        for client in sorted(self._joiners & set(good)):
+            if isinstance(joined := good[client].body, Joined):
+                self._joiners.discard(client)
+                self._events.add("joined", {"round": self.round, "client": client})
+                self._welcome(client, joined)
+        return {c: a for c, a in good.items() if c in round_.tasks}, spent
+
+    def _check_quorum(self, round_: Round, failures: Mapping[str, str]) -> None:
+        n = len(round_.tasks)
+        needed = max(1, math.ceil(self._limits.quorum * n - 1e-9))  # 0.7 of 10 is 7
+        if n - len(failures) < needed:
+            reasons = ", ".join(f"{client}: {reason}" for client, reason in sorted(failures.items())[:5])
+            raise QuorumError(
+                f"round {self.round} ({round_.name}): {n - len(failures)} of {n} clients answered, rounds.quorum = "
+                f"{self._limits.quorum:g} asks for {needed} ({reasons}{', ...' if len(failures) > 5 else ''}). Nothing "
+                "is lost: mend them and go on with promptfed resume"
+            )
+
+    def _book(
+        self,
+        tasks: Mapping[str, bytes],
+        replies: Mapping[str, bytes],
+        answers: Mapping[str, Reply | str],
+        grants: Mapping[str, int],
+    ) -> int:
+        """Book a round in the ledger; returns the FM calls made."""
+        spent = 0
+        for client, answer in answers.items():
+            account = self._ledger.account(client)
+            account.bytes_down += len(tasks[client])
+            account.bytes_up += len(replies.get(client, b""))
+            if isinstance(answer, Reply):
+                account.add(answer.usage)
+                spent += answer.usage.fm_calls
+            else:
+                spent += grants.get(client, 0)
+        return spent
 
     def _reply(self, data: bytes | None, client: str, grant: int) -> Reply | str:
         """The reply, or what is wrong with it."""
@@ -156,3 +201,9 @@ class Server:
         # A reply to an undecodable task names no round and spent nothing.
         named = reply.client_id == client and reply.round in (self.round, 0)
         return reply if named and reply.usage.fm_calls <= grant else "malformed"
+
+
+def _reason(answer: Reply | str) -> str:
+    if isinstance(answer, Reply):
+        return answer.body.reason if isinstance(answer.body, Failed) else "malformed"
+    return answer

@@ -63,7 +63,7 @@ Steps = Generator[Round, Replies, T]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
-    """What a method may know. ``clients`` maps ids to their number of training texts."""
+    """What a method may know. ``clients`` maps ids to their number of training texts; it may grow between rounds."""
 
     clients: Mapping[str, int]
     labels: tuple[str, ...]
@@ -125,6 +125,14 @@ class Session:
     def _cost(self, prompts: Sequence[PromptTemplate], stop: int, client: str) -> int:
         stop = min(stop, self.federation.clients[client])
         return sum(max(0, stop - self._scored.get((p.prompt_id, client), 0)) for p in prompts)
+
+    def reach(self, prompts: Sequence[PromptTemplate], max_calls: int) -> int:
+        """The largest ``stop`` up to which ``prompts`` can be scored on every client's texts for ``max_calls``.
+
+        Clients with fewer texts leave their share to the others; one that came late has to catch up.
+        """
+        longest = max(self.federation.clients.values())
+        return max((s for s in range(longest + 1) if self.cost(prompts, s) <= max_calls), default=0)
 
     def write(self, requests: Sequence[TextRequest]) -> Steps[list[str]]:
         """What the FM wrote, in order; the requests are dealt out to the clients in contiguous runs."""

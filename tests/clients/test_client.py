@@ -476,8 +476,8 @@ class Tap:
         self._inner = inner
         self.wire: list[bytes] = []
 
-    async def exchange(self, tasks: Mapping[str, bytes]) -> dict[str, bytes]:
-        replies = await self._inner.exchange(tasks)
+    async def exchange(self, tasks: Mapping[str, bytes], *rules: Any) -> dict[str, bytes]:
+        replies = await self._inner.exchange(tasks, *rules)
         self.wire += [*tasks.values(), *replies.values()]
         return replies
 

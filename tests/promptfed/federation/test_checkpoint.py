@@ -64,11 +64,11 @@ class CutOff:
     def __init__(self, inner: Any, after: int) -> None:
         self._inner, self.left = inner, after
 
-    async def exchange(self, tasks: Mapping[str, bytes]) -> dict[str, bytes]:
+    async def exchange(self, tasks: Mapping[str, bytes], *rules: Any) -> dict[str, bytes]:
         if self.left == 0:
             raise self.PowerFailureError
         self.left -= 1
-        replies: dict[str, bytes] = await self._inner.exchange(tasks)
+        replies: dict[str, bytes] = await self._inner.exchange(tasks, *rules)
         return replies
 
 
@@ -78,9 +78,9 @@ class Counting:
     def __init__(self, inner: Any) -> None:
         self._inner, self.n = inner, 0
 
-    async def exchange(self, tasks: Mapping[str, bytes]) -> dict[str, bytes]:
+    async def exchange(self, tasks: Mapping[str, bytes], *rules: Any) -> dict[str, bytes]:
         self.n += 1
-        replies: dict[str, bytes] = await self._inner.exchange(tasks)
+        replies: dict[str, bytes] = await self._inner.exchange(tasks, *rules)
         return replies
 
 

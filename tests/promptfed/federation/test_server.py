@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Collection, Mapping
 
 import pytest
 
-from promptfed.errors import BudgetError, RunError
+from promptfed.errors import BudgetError, QuorumError, RunError
 from promptfed.federation.events import EventLog
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.federation.server import Limits, Server
@@ -26,8 +27,12 @@ class Post:
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
         self._handlers = handlers
         self.sent: list[dict[str, Task]] = []
+        self.awaited: list[list[str]] = []
 
-    async def exchange(self, tasks: Mapping[str, bytes]) -> dict[str, bytes]:
+    async def exchange(
+        self, tasks: Mapping[str, bytes], awaited: Collection[str], deadline_s: float | None
+    ) -> dict[str, bytes]:
+        self.awaited.append(sorted(awaited))
         decoded = {client: decode_task(data) for client, data in tasks.items()}
         self.sent.append(decoded)
         answers = {client: self._handlers[client](task) for client, task in decoded.items()}
@@ -45,9 +50,9 @@ def spends_its_grant(task: Task) -> bytes:
     return says(JOINED, task.grant)(task)
 
 
-def server(handlers: Mapping[str, Handler]) -> tuple[Server, Post, Ledger, EventLog]:
+def server(handlers: Mapping[str, Handler], quorum: float = 0.01) -> tuple[Server, Post, Ledger, EventLog]:
     post, ledger, events = Post(handlers), Ledger(), EventLog()
-    return Server(post, ledger, events), post, ledger, events
+    return Server(post, ledger, events, limits=Limits(quorum=quorum)), post, ledger, events
 
 
 def rounds(*grants: Mapping[str, int], clients: str = "ab") -> Steps[list[dict[str, Reply]]]:
@@ -214,12 +219,71 @@ def test_failed_malformed_and_missing_replies_are_logged_and_left_out() -> None:
 
 
 def test_a_round_that_nobody_answered_is_a_run_error_with_the_reasons() -> None:
-    s, _, _, events = server({"a": says(Failed(reason="KeyError")), "b": lambda _: None})
+    s, _, _, _ = server({"a": says(Failed(reason="KeyError")), "b": lambda _: None})
 
-    with pytest.raises(RunError, match=r"round 1 \(r0\): none of 2 clients answered \(KeyError, no answer\)"):
+    with pytest.raises(RunError, match=r"round 1 \(r0\): 0 of 2 clients answered.*a: KeyError, b: no answer"):
         wait_for(s.drive(rounds({}), "tuning", 0))
 
-    assert events.events[-1]["failures"] == {"a": "KeyError", "b": "no answer"}
+
+@pytest.mark.parametrize(("quorum", "enough"), [(0.5, True), (0.7, False), (0.75, False), (1.0, False), (0.01, True)])
+def test_a_round_counts_only_with_a_quorum(quorum: float, enough: bool) -> None:
+    handlers = {"a": says(JOINED), "b": says(JOINED), "c": lambda _: None, "d": lambda _: b"rubbish"}
+    s, _, ledger, events = server(handlers, quorum)
+    method = rounds({"a": 0}, clients="abcd")
+
+    if enough:
+        (got,) = wait_for(s.drive(method, "tuning", 0))
+        assert set(got) == {"a", "b"}
+    else:
+        with pytest.raises(QuorumError, match=r"2 of 4 clients answered.*asks for [34] .*go on with promptfed resume"):
+            wait_for(s.drive(method, "tuning", 0))
+        assert events.events == []  # nothing of it counts: the round is done again when the run is resumed
+        assert ledger.total("tuning").bytes_up == 0
+
+
+def test_the_quorum_is_exact_where_the_share_is() -> None:
+    answering = dict.fromkeys("abcdefg", says(JOINED))
+    s, _, _, _ = server({**answering, **dict.fromkeys("hij", lambda _: None)}, quorum=0.7)
+
+    (got,) = wait_for(s.drive(rounds({}, clients="abcdefghij"), "tuning", 0))
+
+    assert len(got) == 7
+
+
+def test_no_round_waits_for_a_client_that_did_not_answer_until_it_has_answered_one() -> None:
+    answers = iter([None, None, JOINED, JOINED])
+
+    def now_and_then(task: Task) -> bytes | None:
+        body = next(answers)
+        return body and says(body)(task)
+
+    s, post, _, _ = server({"a": says(JOINED), "b": now_and_then})
+
+    got = wait_for(s.drive(rounds({}, {}, {}, {}), "tuning", 0))
+
+    assert [sorted(replies) for replies in got] == [["a"], ["a"], ["a", "b"], ["a", "b"]]
+    assert post.awaited == [["a", "b"], ["a"], ["a"], ["a", "b"]]
+
+
+def test_a_client_that_came_late_is_asked_to_join_until_it_does() -> None:
+    answers = iter([None, JOINED])
+    joined: dict[str, Joined] = {}
+
+    def late(task: Task) -> bytes | None:
+        assert task.body == Join()
+        body = next(answers)
+        return body and says(body)(task)
+
+    s, post, _, events = server({"a": says(JOINED), "b": says(JOINED), "c": late}, quorum=1.0)
+    s.invite(["c"], joined.__setitem__)
+
+    got = wait_for(s.drive(rounds({}, {}, {}), "tuning", 0))
+
+    assert joined == {"c": JOINED}
+    assert all(set(replies) == {"a", "b"} for replies in got)  # joining is the server's affair
+    assert [sorted(sent) for sent in post.sent] == [["a", "b", "c"], ["a", "b", "c"], ["a", "b"]]
+    assert post.awaited == [["a", "b"]] * 3
+    assert [e["round"] for e in events.events if e["kind"] == "joined"] == [2]
 
 
 def test_the_phase_of_the_books_ends_with_a_run_that_broke_off() -> None:
@@ -273,6 +337,59 @@ class Echo:
 def test_in_process_replies_belong_to_their_clients() -> None:
     transport = InProcessTransport({name: Echo(name) for name in "cab"})
 
-    got = wait_for(transport.exchange({"b": b"2", "a": b"1"}))
+    got = wait_for(transport.exchange({"b": b"2", "a": b"1"}, "ab", None))
 
     assert got == {"a": b"a1", "b": b"b2"}
+
+
+class Slow:
+    """Answers after ``waits[i]`` seconds to its i-th task, or raises."""
+
+    def __init__(self, *waits: float) -> None:
+        self._waits, self.handled = iter(waits), list[bytes]()
+
+    async def handle(self, task: bytes) -> bytes:
+        wait = next(self._waits)
+        if wait < 0:
+            raise ConnectionError
+        await asyncio.sleep(wait)
+        self.handled.append(task)
+        return b"done " + task
+
+
+def exchanges(transport: InProcessTransport, *rounds: tuple[bytes, str, float | None]) -> list[dict[str, bytes]]:
+    """One exchange with clients a and b a (task, awaited, deadline)."""
+
+    async def go() -> list[dict[str, bytes]]:
+        return [await transport.exchange({"a": task, "b": task}, awaited, end) for task, awaited, end in rounds]
+
+    return wait_for(go())
+
+
+def test_a_client_that_is_late_is_missing_and_its_next_task_waits_for_the_last() -> None:
+    slow = Slow(0.2, 0.0)
+    transport = InProcessTransport({"a": Slow(0.0, 0.0), "b": slow})
+
+    first, second = exchanges(transport, (b"1", "ab", 0.05), (b"2", "ab", 5.0))
+
+    assert first == {"a": b"done 1"}
+    assert second == {"a": b"done 2", "b": b"done 2"}
+    assert slow.handled == [b"1", b"2"]
+
+
+def test_who_is_not_awaited_is_not_waited_for_and_counts_if_it_was_quick() -> None:
+    transport = InProcessTransport({"a": Slow(0.05, 0.05), "b": Slow(0.0, 60.0)})
+
+    first, second = exchanges(transport, (b"1", "a", None), (b"2", "a", None))
+
+    assert first == {"a": b"done 1", "b": b"done 1"}
+    assert second == {"a": b"done 2"}
+
+
+def test_a_client_that_raises_has_not_answered() -> None:
+    transport = InProcessTransport({"a": Slow(0.0, 0.0), "b": Slow(-1, 0.0)})
+
+    assert exchanges(transport, (b"1", "ab", None), (b"2", "ab", None)) == [
+        {"a": b"done 1"},
+        {"a": b"done 2", "b": b"done 2"},
+    ]
