@@ -183,7 +183,10 @@ class Client:
         per_set = np.array(
             [
                 self.scores.proper_scores(
-                    [task.prompts[i] for i in s], task.stop, mix([(task.weights[i], bias[i]) for i in s])
+                    [task.prompts[i] for i in s],
+                    task.stop,
+                    mix([(task.weights[i], bias[i]) for i in s]),
+                    beside=task.prompts,
                 )
                 for s in task.sets
             ]

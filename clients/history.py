@@ -6,6 +6,7 @@ and answers a task that it has replied to before with the same bytes. Neither ta
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -15,38 +16,43 @@ from promptfed.errors import DataError
 
 
 class TaskHistory:
-    """Tasks and replies in the order in which they were done, in one file. Without a path it keeps nothing.
+    """Tasks and replies in the order in which they were done, in one file.
 
-    A record that was cut off is removed: its task was not replied to and will come again.
+    A record that was cut off is removed: its task was not replied to and will come again. Without a path only the last
+    reply is kept, for a task that comes twice.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._done: dict[bytes, bytes] = {}
+        self._replies: dict[bytes, bytes] = {}
+        self.tasks: tuple[bytes, ...] = ()
+        """The tasks that were replied to before this process, oldest first."""
         if path is not None and path.exists():
-            self._done = _read(path)
-
-    @property
-    def tasks(self) -> tuple[bytes, ...]:
-        """The tasks that were replied to, oldest first."""
-        return tuple(self._done)
+            done = _read(path)
+            self.tasks = tuple(task for task, _ in done)
+            self._replies = {_digest(task): reply for task, reply in done}
 
     def reply_to(self, task: bytes) -> bytes | None:
         """The reply to ``task``, if it was done before."""
-        return self._done.get(task)
+        return self._replies.get(_digest(task))
 
     def add(self, task: bytes, reply: bytes) -> None:
         """Remember a task that was done."""
         if self._path is None:
-            return
-        self._done[task] = reply
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
-            file.write(msgpack.packb([task, reply]))
+            self._replies.clear()
+        else:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                file.write(msgpack.packb([task, reply]))
+        self._replies[_digest(task)] = reply
 
 
-def _read(path: Path) -> dict[bytes, bytes]:
-    done: dict[bytes, bytes] = {}
+def _digest(task: bytes) -> bytes:
+    return hashlib.sha256(task).digest()
+
+
+def _read(path: Path) -> list[tuple[bytes, bytes]]:
+    done: list[tuple[bytes, bytes]] = []
     whole = 0
     with path.open("rb") as file:
         records = msgpack.Unpacker(file)
@@ -54,7 +60,7 @@ def _read(path: Path) -> dict[bytes, bytes]:
             for task, reply in records:
                 if not isinstance(task, bytes) or not isinstance(reply, bytes):
                     raise TypeError
-                done[task] = reply
+                done.append((task, reply))
                 whole = records.tell()
         except (ValueError, TypeError, msgpack.UnpackException):
             raise DataError(f"{path}: not a history of this version; give the client another folder") from None

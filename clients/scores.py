@@ -60,10 +60,18 @@ class ScoreStore:
         rows = np.flatnonzero(np.isfinite(scores).all(axis=(1, 2)))
         return scores[rows], self.data.labels[rows], rows
 
-    def proper_scores(self, prompts: Sequence[PromptTemplate], stop: int, pooled: Calibration) -> FloatArray:
+    def proper_scores(
+        self, prompts: Sequence[PromptTemplate], stop: int, pooled: Calibration, beside: Sequence[PromptTemplate] = ()
+    ) -> FloatArray:
         """1 - Brier/2 of each text, in [0, 1], higher is better, under calibration cross-fitted from ``pooled``,
-        which is for balanced labels, shifted to the client's own proportions."""
+        which is for balanced labels, shifted to the client's own proportions.
+
+        Only texts that the prompts ``beside`` were scored on too: a client that missed a round may lack some.
+        """
         scores, labels, rows = self.get(prompts, stop)
+        if beside:
+            shared = np.isin(rows, self.get(beside, stop)[2])
+            scores, labels, rows = scores[shared], labels[shared], rows[shared]
         if not len(rows):
             return np.zeros(0)
         start = pooled.shifted(self.log_prior)

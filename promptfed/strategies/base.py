@@ -44,6 +44,9 @@ from promptfed.prompts.calibration import Calibration, NewtonSums, newton_step, 
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import Capability, FloatArray, LabelRequest, TextRequest
 
+# Times that a round is sent whose answers hold nothing.
+MAX_TRIES = 3
+
 T = TypeVar("T")
 B = TypeVar("B")
 Replies = Mapping[str, Reply]
@@ -226,12 +229,15 @@ class Session:
             weights=tuple(c.weights[0] for c in pooled),
             bias=tuple(b for c in pooled for b in c.bias),
         )
-        replies = yield self._round("score", dict.fromkeys(asked, body))
-        n_sets = len(sets)
-        right_size = _answers(replies, Scored, lambda b: len(b.total) == len(b.diff) == len(b.diff_sq) == n_sets)
-        parts = list(right_size.values())
-        n = sum(p.n for p in parts)
-        if n == 0:
+        n, n_sets = 0, len(sets)
+        for _ in range(MAX_TRIES):  # those that have the scores may just have missed this round
+            replies = yield self._round("score", dict.fromkeys(asked, body))
+            right_size = _answers(replies, Scored, lambda b: len(b.total) == len(b.diff) == len(b.diff_sq) == n_sets)
+            parts = list(right_size.values())
+            n = sum(p.n for p in parts)
+            if n:
+                break
+        else:
             raise RunError("no client scored any text; at least one text is needed")
         total, diff, diff_sq = (
             np.sum([getattr(p, name) for p in parts], axis=0) / n for name in ("total", "diff", "diff_sq")

@@ -98,12 +98,12 @@ class Race:
             yield from self._heat(session, pool, children, first_stop)
 
         survivors = pool.diverse(N_SECOND)
-        stop = first_stop + more_texts(session, len(survivors), SECOND_SHARE)
+        stop = session.reach([d.template() for d in survivors], min(int(budget * SECOND_SHARE), session.left))
         pool = _Pool()  # standings on other numbers of texts don't compare
         yield from self._heat(session, pool, survivors, stop)
         finalists = members((yield from rank_sets(session, survivors, stop)), N_THIRD)
 
-        stop += more_texts(session, len(finalists), 1.0)
+        stop = session.reach([d.template() for d in finalists], session.left)
         best, *_ = yield from rank_sets(session, finalists, stop)
         return (yield from session.calibrate([draft.template() for draft in best]))
 
@@ -161,12 +161,6 @@ class _Pool:
     def leader(self) -> tuple[Draft, Standing]:
         draft = self.best(1)[0]
         return draft, self._entries[draft]
-
-
-def more_texts(session: Session, n_prompts: int, share: float) -> int:
-    """How many more texts of each client ``n_prompts`` can be scored on for ``share`` of the budget, or the rest."""
-    federation = session.federation
-    return min(int(federation.max_fm_calls * share), session.left) // (n_prompts * len(federation.clients))
 
 
 # ------------------------------------------------------------------------------------------------ proposing

@@ -30,11 +30,13 @@ def test_what_was_done_is_known_to_the_next_process(tmp_path: Path) -> None:
     assert history.reply_to(b"task 4") is None
 
 
-def test_without_a_path_nothing_is_kept() -> None:
+def test_without_a_path_only_the_last_reply_is_kept_for_a_task_that_comes_twice() -> None:
     history = TaskHistory(None)
-    history.add(b"task", b"reply")
+    history.add(b"task 1", b"reply 1")
+    history.add(b"task 2", b"reply 2")
 
-    assert history.reply_to(b"task") is None
+    assert history.reply_to(b"task 1") is None
+    assert history.reply_to(b"task 2") == b"reply 2"
     assert history.tasks == ()
 
 
