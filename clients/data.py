@@ -166,11 +166,16 @@ def assemble(train: Rows, test: Rows, labels: Sequence[str], seed: int) -> list[
     strangers = sorted({client for client, _, _ in test} - set(clients))
     if strangers:
         raise DataError(f"test has clients that train lacks: {', '.join(s[:_SHOWN] for s in strangers)}")
+    of_client = {client: (list[tuple[str, int]](), list[tuple[str, int]]()) for client in clients}
+    n_dropped = dict.fromkeys(clients, 0)
+    for part, rows in enumerate((train, test)):
+        for client, text, label in rows:
+            if text.strip():
+                of_client[client][part].append((text, index[label]))
+            else:
+                n_dropped[client] += 1
     out = []
-    for client in clients:
-        mine = [(t, index[y]) for c, t, y in train if c == client and t.strip()]
-        held_out = [(t, index[y]) for c, t, y in test if c == client and t.strip()]
-        n_rows = sum(c == client for c, _, _ in train) + sum(c == client for c, _, _ in test)
+    for client, (mine, held_out) in of_client.items():
         if not mine:
             raise DataError(f"client {client[:_SHOWN]!r} has no training text left after empty ones were dropped")
         order = scoring_order(np.array([y for _, y in mine]), client_rng(seed, client))
@@ -179,7 +184,7 @@ def assemble(train: Rows, test: Rows, labels: Sequence[str], seed: int) -> list[
                 client_id=client,
                 train=_labelled([mine[i] for i in order]),
                 test=_labelled(held_out),
-                n_dropped=n_rows - len(mine) - len(held_out),
+                n_dropped=n_dropped[client],
             )
         )
     return out
