@@ -1,0 +1,205 @@
+"""Runs that are killed and runs whose partners fail, counted and compared with undisturbed ones.
+
+    python -m benchmarks.faults [--kills 20] [--seeds 40] [--work runs/faults]
+
+Prints JSON. *kill and resume*: the demo's data with a small budget on the embedded FM; the process is killed (SIGKILL)
+at random moments and resumed; prompt and event log must have the same bytes, times aside. *failing clients*: the
+scripted FM, ten clients; in every round three of them, drawn anew, fail (no answer, lost reply, rubbish); the accuracy
+of the pooled prompt on made-up held-out texts is compared in pairs with the same seeds undisturbed. Kills that were
+measured are kept in the work folder and not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from promptfed.errors import QuorumError
+from promptfed.federation.events import read_events
+from promptfed.fm.scripted import ScriptedFM
+from promptfed.messages import decode_task
+from promptfed.strategies.race import Race
+from tests.support import LABELS, bench, public_texts, sentences
+
+DEMO = Path(__file__).parent.parent / "examples" / "sentiment5"
+FAILURES, BUDGET, TEST_TEXTS = 0.3, 1000, 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--work", type=Path, default=Path("runs/faults"))
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    print(
+        json.dumps(
+            {
+                "failing_clients": failing_clients(args.seeds),
+                "kill_and_resume": kill_and_resume(args.kills, args.work),
+            },
+            indent=2,
+        )
+    )
+
+
+# ------------------------------------------------------------------------------------------------ kill and resume
+
+
+def kill_and_resume(n_kills: int, work: Path) -> dict[str, Any]:
+    config = small_config(work)
+    whole = work / "whole"
+    took_path = work / "took.txt"
+    if not took_path.exists():
+        shutil.rmtree(whole, ignore_errors=True)
+        start = perf_counter()
+        subprocess.run([*command("run", config), "--out", str(whole)], check=True, stdout=subprocess.DEVNULL)
+        took_path.write_text(str(perf_counter() - start))
+    took = float(took_path.read_text())
+    rows = []
+    for i in range(n_kills):
+        folder, kept = work / f"kill{i:02d}", work / f"kill{i:02d}.json"
+        if not kept.exists():
+            # The first second or two is imports: there is no run to kill yet.
+            after = float(np.random.default_rng([1, i]).uniform(2.0, took))
+            kept.write_text(json.dumps({"killed_after_s": round(after, 2), **one_kill(config, folder, after, whole)}))
+            shutil.rmtree(folder, ignore_errors=True)
+        rows.append(json.loads(kept.read_text()))
+    return {"undisturbed_s": round(took, 1), "same_bytes": sum(r["same"] for r in rows), "of": len(rows), "rows": rows}
+
+
+def one_kill(config: Path, folder: Path, after: float, whole: Path) -> dict[str, Any]:
+    shutil.rmtree(folder, ignore_errors=True)
+    process = subprocess.Popen([*command("run", config), "--out", str(folder)], stdout=subprocess.DEVNULL)
+    try:
+        process.wait(after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    begun = (folder / "config.toml").exists()
+    again = command("resume", folder) if begun else [*command("run", config), "--out", str(folder), "--force"]
+    done = subprocess.run(again, check=False, stdout=subprocess.DEVNULL)
+    n_events = len(read_events(folder / "events.jsonl")) if done.returncode == 0 else 0
+    return {"same": done.returncode == 0 and outcome(folder) == outcome(whole), "begun": begun, "n_events": n_events}
+
+
+def outcome(folder: Path) -> tuple[bytes, list[dict[str, Any]]]:
+    events = [{**event, "time_s": None} for event in read_events(folder / "events.jsonl")]
+    return (folder / "prompt.json").read_bytes(), events
+
+
+def command(verb: str, path: Path) -> list[str]:
+    return [sys.executable, "-m", "promptfed.cli", verb, str(path)]
+
+
+def small_config(work: Path) -> Path:
+    """The demo with fewer calls and fewer held-out texts."""
+    with (DEMO / "test.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    n: dict[str, int] = {}
+    with (work / "test.csv").open("w", encoding="utf-8", newline="") as file:
+        out = csv.DictWriter(file, list(rows[0]))
+        out.writeheader()
+        for row in rows:
+            n[row["client"]] = n.get(row["client"], 0) + 1
+            if n[row["client"]] <= TEST_TEXTS:
+                out.writerow(row)
+    path = work / "config.toml"
+    path.write_text(
+        f"""seed = 1
+[data]
+train = "{(DEMO / "train.csv").resolve()}"
+test = "{(work / "test.csv").resolve()}"
+public = "{(DEMO / "public.csv").resolve()}"
+[task]
+labels = ["negative", "positive"]
+instruction = "Classify the sentiment of the text."
+[budget]
+max_fm_calls = 400
+[evaluation]
+baselines = ["zero_shot"]
+"""
+    )
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ failing clients
+
+
+class Failing:
+    """A transport on which a share `FAILURES` of the clients, drawn anew, fails in every round."""
+
+    def __init__(self, inner: Any, seed: int) -> None:
+        self._inner, self._seed = inner, seed
+        self.n_failed = self.n_asked = 0
+
+    async def exchange(
+        self,
+        tasks: Mapping[str, bytes],
+        awaited: Collection[str],  # noqa: ARG002  (all that are reached answer)
+        deadline_s: float | None,
+    ) -> dict[str, bytes]:
+        number = decode_task(next(iter(tasks.values()))).round
+        rng = np.random.default_rng([self._seed, number])
+        clients = sorted(tasks)
+        failing = rng.choice(clients, size=round(FAILURES * len(clients)), replace=False)
+        fate = {c: str(rng.choice(["lost", "silent", "rubbish"])) if c in failing else "" for c in clients}
+        self.n_asked += len(fate)
+        self.n_failed += sum(map(bool, fate.values()))
+        reached = {c: task for c, task in tasks.items() if fate[c] != "lost"}
+        replies = await self._inner.exchange(reached, list(reached), deadline_s)
+        return {c: r[: len(r) // 2] if fate[c] == "rubbish" else r for c, r in replies.items() if fate[c] != "silent"}
+
+
+def failing_clients(n_seeds: int) -> dict[str, Any]:
+    rows = []
+    for seed in range(n_seeds):
+        calm, _ = one_run(seed, fail=False)
+        rough, share = one_run(seed, fail=True)
+        rows.append({"seed": seed, "undisturbed": calm, "failing": rough, "share_failed": share})
+    ended = [r for r in rows if r["failing"] is not None]
+    diff = np.array([r["failing"] - r["undisturbed"] for r in ended])
+    half = 1.96 * diff.std(ddof=1) / np.sqrt(len(diff)) if len(diff) > 1 else float("nan")
+    return {
+        "ended": len(ended),
+        "of": len(rows),
+        "undisturbed": round(float(np.mean([r["undisturbed"] for r in rows])), 4),
+        "failing": round(float(np.mean([r["failing"] for r in ended])), 4),
+        "difference_points": round(100 * float(diff.mean()), 2),
+        "ci95_points": [round(100 * float(diff.mean() - half), 2), round(100 * float(diff.mean() + half), 2)],
+        "rows": rows,
+    }
+
+
+def one_run(seed: int, *, fail: bool) -> tuple[float | None, float]:
+    """Accuracy of the pooled prompt on fresh texts, and the share of tasks that failed."""
+    faulty: list[Failing] = []
+
+    def wrap(inner: Any) -> Any:
+        faulty.append(Failing(inner, seed))
+        return faulty[0] if fail else inner
+
+    scene = bench(10, 40, n_words=2, seed=seed, public=public_texts(n_words=2), max_fm_calls=BUDGET, wrap=wrap)
+    try:
+        prompt = scene.drive(Race().run(scene.federation()), BUDGET)
+    except QuorumError:
+        return None, 0.0
+    data = sentences(400, seed=10_000 + seed, n_words=2)
+    said = [p.label for p in prompt.predict(data.texts, fm=ScriptedFM())]
+    share = faulty[0].n_failed / max(faulty[0].n_asked, 1)
+    return float(np.mean([LABELS[y] == s for y, s in zip(data.labels, said, strict=True)])), round(share, 3)
+
+
+if __name__ == "__main__":
+    main()
