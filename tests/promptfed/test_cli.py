@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,41 @@ def test_an_existing_folder_is_refused_with_the_way_out(workspace: Path) -> None
 
     assert done.returncode == 2
     assert "--force" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_end(workspace: Path, tmp_path: Path) -> None:
+    log = tmp_path / "run" / "events.jsonl"
+    command = [
+        sys.executable,
+        "-m",
+        "promptfed.cli",
+        "run",
+        str(workspace / "run.toml"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 8):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+
+    refused = promptfed("run", workspace / "run.toml", "--out", tmp_path / "run")
+    done = promptfed("resume", tmp_path / "run")
+
+    assert refused.returncode == 2
+    assert "promptfed resume" in " ".join(refused.stderr.split())
+    assert done.returncode == 0, done.stderr
+    assert "fm_dm" in done.stdout
+    assert (tmp_path / "run" / "prompt.json").read_bytes() == (workspace / "out" / "prompt.json").read_bytes()
+
+
+def test_what_is_no_run_folder_cannot_be_resumed(tmp_path: Path) -> None:
+    done = promptfed("resume", tmp_path / "nowhere")
+
+    assert done.returncode == 2
+    assert "no config.toml" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 
@@ -129,6 +165,8 @@ def test_compare_report_and_methods(workspace: Path) -> None:
         ("data.train=nowhere.csv", "no such file"),
         ("fm.scorer=magic:8", "unknown FM kind 'magic'"),
         ("data.public=test.csv.gz", "no such file"),
+        ("rounds.quorum=0", "greater than 0"),
+        ("rounds.deadline=3", "did you mean 'deadline_s'"),
     ],
 )
 def test_user_errors_exit_with_2_and_words(workspace: Path, tmp_path: Path, change: str, says: str) -> None:
