@@ -131,11 +131,14 @@ class Client:
         """Do again what an earlier process of this client did, as far as it changed the client."""
         if self._restored:
             return
-        for task in map(decode_task, self._history.tasks):
-            if isinstance(task.body, Ask | Vote | FitHead | Evaluate):
-                self._fm.grant = task.grant
-                await self._do(task)
         self._restored = True
+        try:
+            for task in map(decode_task, self._history.tasks):
+                if isinstance(task.body, Ask | Vote | FitHead | Evaluate):
+                    self._fm.grant = task.grant
+                    await self._do(task)
+        finally:
+            self._fm.grant = 0
 
     async def _do(self, task: Task) -> ReplyBody:
         match task.body:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -109,27 +110,38 @@ def run(
     inputs = read_inputs(checked)
     if folder is None:
         return run_sync(Simulation(checked, inputs, None, listeners, fm=fm, encoder=encoder).run())
-    replaced = folder.with_name(f".{folder.name}.replaced")
-    if folder.exists():
-        folder.replace(replaced)
-    folder.mkdir(parents=True)
+    replaced = _begin(folder, checked)
     with claimed(folder):
-        write_whole(folder / "config.toml", dump_toml(checked))
+        spent = False
         try:
             simulation = Simulation(checked, inputs, folder, listeners, fm=fm, encoder=encoder)
-        except BaseException:
-            shutil.rmtree(folder)
-            if replaced.exists():
-                replaced.replace(folder)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
-        try:
-            return run_sync(simulation.run())
+            try:
+                return run_sync(simulation.run())
+            finally:
+                spent = simulation.ledger.total("tuning").fm_calls > 0
         except UserError:
-            # Nothing was paid for yet: leave no folder behind that the next try would have to replace.
-            if simulation.ledger.total("tuning").fm_calls == 0:
+            # Nothing was paid for yet: leave no folder behind, and the one that was to be replaced where it was.
+            if not spent:
                 shutil.rmtree(folder, ignore_errors=True)
+                if replaced.exists():
+                    replaced.replace(folder)
             raise
+        finally:
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _begin(folder: Path, config: Config) -> Path:
+    """Make a run folder, with its configuration or not at all; returns where the one that it replaces was put."""
+    replaced, scratch = (folder.with_name(f".{folder.name}.{what}") for what in ("replaced", "new"))
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    write_whole(scratch / "config.toml", dump_toml(config))
+    if folder.exists():
+        with claimed(folder):
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.replace(replaced)
+    scratch.replace(folder)
+    return replaced
 
 
 def resume(
@@ -249,6 +261,7 @@ class Fleet:
 
     clients: dict[str, Client]
     server: Server
+    restore: Callable[[], Awaitable[None]]
 
     @property
     def ids(self) -> list[str]:
@@ -308,6 +321,7 @@ class Simulation:
             n_train[client], n_test[client] = newcomer.n_train, newcomer.n_test
             joined[client] = newcomer
 
+        self._check_budget(federation, any(n_test.values()))
         fleet.server.invite(set(fleet.ids) - set(joined), welcome)
         prompt = await self._tune(fleet, self.method, federation)
         await fleet.server.drive(adopt(list(federation.clients), prompt), "tuning", 0)
@@ -318,6 +332,18 @@ class Simulation:
         return self._finish(prompt, sum(j.n_dropped for j in joined.values()))
 
     # -------------------------------------------------------------------------------------------- parts of a run
+
+    def _check_budget(self, federation: Federation, is_measured: bool) -> None:
+        """Let the method refuse a budget before anything is paid for, also the share of one client alone."""
+        next(self.method.run(replace(federation, log=_silent)), None)
+        if is_measured and "local_only" in self.config.evaluation.baselines:
+            try:
+                next(self.method.run(_alone(federation, next(iter(federation.clients)))), None)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"evaluation.baselines has local_only, where each client has its share of the calls: {error}, "
+                    "times the number of clients, or leave the baseline out"
+                ) from None
 
     async def _tune(self, fleet: Fleet, method: Strategy, federation: Federation, phase: Any = "tuning") -> PromptSet:
         return await fleet.server.drive(method.run(federation), phase, federation.max_fm_calls)
@@ -355,7 +381,7 @@ class Simulation:
                     tasks = dict.fromkeys(fleet.ids, Evaluate(arm=arm, prompt=tuned))
                     await self._measure(fleet, tasks, n_test, "baselines")
             elif name == "dm_fedavg":
-                head = await fleet.server.drive(fedavg_heads(fleet.ids), "baselines", 0)
+                head = await fleet.server.drive(fedavg_heads(list(federation.clients)), "baselines", 0)
                 await self._measure(fleet, dict.fromkeys(fleet.ids, Evaluate(arm=name, head=head)), n_test, "baselines")
             elif name == "local_only":
                 await self._local_only(fleet, federation, n_test)
@@ -365,26 +391,20 @@ class Simulation:
     async def _local_only(self, fleet: Fleet, federation: Federation, n_test: Mapping[str, int]) -> None:
         """Each client alone, with its share of the calls."""
         tasks = {}
-        share = federation.max_fm_calls // len(federation.clients)
-        for client in federation.clients:
-            alone = replace(
-                federation,
-                clients={client: federation.clients[client]},
-                max_fm_calls=share,
-                log=_silent,
-            )
+        for client in self._arms["fm"]:  # who is gone, or has no held-out texts, is not measured
+            alone = _alone(federation, client)
             tasks[client] = Evaluate(arm="local_only", prompt=await self._tune(fleet, self.method, alone, "baselines"))
         await self._measure(fleet, tasks, n_test, "baselines")
 
     async def _centralised(self, fleet: Fleet, federation: Federation, n_test: Mapping[str, int]) -> None:
         """All texts in one place, the same number of calls; then each client calibrates on its own texts' scores."""
-        pooled, rows = _pool(self.inputs.clients)
+        pooled, rows = _pool([d for d in self.inputs.clients if d.client_id in federation.clients])
         centre = self._fleet([pooled], "centralised-tuning")
         central = replace(federation, clients={pooled.client_id: len(pooled.train)}, log=_silent)
         prompt = await self._tune(centre, self.method, central, "baselines")
-        await centre.clients[pooled.client_id].restore()
-        for client_id, client in fleet.clients.items():
-            client.scores.adopt(centre.clients[pooled.client_id].scores, rows[client_id])
+        await centre.restore()
+        for client_id in rows:
+            fleet.clients[client_id].scores.adopt(centre.clients[pooled.client_id].scores, rows[client_id])
         await self._measure(
             fleet, dict.fromkeys(fleet.ids, Evaluate(arm="centralised", prompt=prompt)), n_test, "baselines"
         )
@@ -395,19 +415,23 @@ class Simulation:
         """Clients of one phase or baseline, with a checkpoint of their own. As they share a provider they share its
         journal of answers, keyed by hash: a batch is in it as a whole or not at all."""
         provider: BaseFM = Retrying(self.fm)
+        journal = None
         folder = self.folder / "checkpoint" / name if self.folder else None
-        if folder is not None:
-            provider = RecordingFM(provider, folder / "journal.jsonl")
+        if self.folder is not None:
+            # Scores of single texts, if by hash: beside what belongs to the clients.
+            provider = journal = RecordingFM(provider, self.folder / "clients" / f"journal-{name}.jsonl")
         provider = Pooled(provider)
         public_encoder = RememberingEncoder(self._shared_encoder)
-        clients = {}
+        clients: dict[str, Client] = {}
         for d in data:
-            own = self.folder / "clients" / d.client_id if self.folder and d.client_id in self._encoders else folder
+            own = self.folder / "clients" / d.client_id if self.folder and d in self.inputs.clients else folder
+            if name == "local_only":  # each reads other texts than the others: see `restore`
+                public_encoder = RememberingEncoder(self._shared_encoder)
             clients[d.client_id] = Client(
                 d,
                 self.inputs.labels,
                 provider,
-                self._encoders.get(d.client_id) or RememberingEncoder(self._shared_encoder),
+                self._encoders[d.client_id] if own != folder else RememberingEncoder(self._shared_encoder),
                 public_encoder=public_encoder,
                 seed=self.config.seed,
                 folder=own,
@@ -417,8 +441,15 @@ class Simulation:
         limits = Limits(
             max_tokens=budget.max_tokens, max_usd=budget.max_usd, deadline_s=rounds.deadline_s, quorum=rounds.quorum
         )
-        server = Server(InProcessTransport(clients), self.ledger, self.events, Checkpoint(folder), limits)
-        return Fleet(clients, server)
+
+        async def restore() -> None:
+            """Clients remember before anybody is asked, so that batches hold what they held; no call is made."""
+            with journal.only() if journal is not None else nullcontext():
+                await asyncio.gather(*(client.restore() for client in clients.values()))
+
+        transport = InProcessTransport(clients, restore)
+        server = Server(transport, self.ledger, self.events, Checkpoint(folder), limits)
+        return Fleet(clients, server, restore)
 
     def _federation(self, n_train: Mapping[str, int]) -> Federation:
         config = self.config
@@ -433,6 +464,12 @@ class Simulation:
             seed=config.seed,
             log=self.events.add,
         )
+
+    def _in_both(self) -> dict[str, dict[str, Evaluated]]:
+        """Of every other arm, what the clients gave for it that were measured on the tuned prompt too."""
+        tuned = self._arms.get("fm", {})
+        both = {a: {c: e for c, e in m.items() if c in tuned} for a, m in self._arms.items() if a != "fm"}
+        return {arm: measured for arm, measured in both.items() if measured}
 
     def _finish(self, prompt: PromptSet, n_dropped: int) -> Result:
         config = self.config
@@ -464,12 +501,19 @@ class Simulation:
                 about={"method": self.method.name, "seed": config.seed, "fm": self.fm.fm_id},
             )
             summary["comparisons"] = {
-                arm: asdict(compare_runs([self.folder], [self.folder], "fm", arm)) for arm in self._arms if arm != "fm"
+                arm: asdict(compare_runs([self.folder], [self.folder], "fm", arm, measured.keys()))
+                for arm, measured in self._in_both().items()
             }
             text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
             write_whole(self.folder / "summary.json", text)
             build_report(self.folder)
         return Result(prompt=prompt, summary=summary, folder=self.folder)
+
+
+def _alone(federation: Federation, client: str) -> Federation:
+    """One client of a federation, with its share of the calls."""
+    share = federation.max_fm_calls // len(federation.clients)
+    return replace(federation, clients={client: federation.clients[client]}, max_fm_calls=share, log=_silent)
 
 
 def _silent(_kind: str, _data: Mapping[str, Any]) -> None:

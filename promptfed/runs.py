@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,21 @@ def correctness(folders: Sequence[Path], arm: str) -> dict[str, FloatArray]:
     return {client: np.stack(rows) for client, rows in stacked.items()}
 
 
-def compare_runs(a: Sequence[Path], b: Sequence[Path], arm_a: str = "fm", arm_b: str | None = None) -> Comparison:
-    """Accuracy of ``arm_a`` in runs ``a`` against ``arm_b`` in runs ``b``, paired by text; seeds averaged per text."""
-    return compare(correctness(a, arm_a), correctness(b, arm_b or arm_a))
+def compare_runs(
+    a: Sequence[Path],
+    b: Sequence[Path],
+    arm_a: str = "fm",
+    arm_b: str | None = None,
+    clients: Collection[str] | None = None,
+) -> Comparison:
+    """Accuracy of ``arm_a`` in runs ``a`` against ``arm_b`` in runs ``b``, paired by text; seeds averaged per text.
+
+    ``clients``: only these, where some missed the round that measured an arm.
+    """
+    left, right = correctness(a, arm_a), correctness(b, arm_b or arm_a)
+    if clients is not None:
+        left, right = ({c: v for c, v in side.items() if c in clients} for side in (left, right))
+    return compare(left, right)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Tasks and replies are serialised all the same, so a client sees only what the co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Protocol
 
 
@@ -20,16 +20,23 @@ class InProcessTransport:
     """Runs all clients of a round concurrently in this event loop.
 
     A client that is late goes on with its task; what it then replies is dropped, and the next task waits for it. One
-    that raises has not answered.
+    that raises has not answered. ``restore`` is awaited before the first round that is really sent: it brings clients
+    to where an earlier process left them, outside any deadline.
     """
 
-    def __init__(self, clients: Mapping[str, ClientProxy]) -> None:
+    def __init__(
+        self, clients: Mapping[str, ClientProxy], restore: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._clients = dict(clients)
+        self._restore = restore
         self._busy: dict[str, asyncio.Task[bytes]] = {}
 
     async def exchange(
         self, tasks: Mapping[str, bytes], awaited: Collection[str], deadline_s: float | None
     ) -> dict[str, bytes]:
+        if self._restore is not None:
+            await self._restore()
+            self._restore = None
         for client in sorted(tasks):
             self._busy[client] = asyncio.create_task(self._deliver(client, tasks[client], self._busy.get(client)))
         mine = {client: self._busy[client] for client in sorted(tasks)}

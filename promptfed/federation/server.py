@@ -199,7 +199,8 @@ class Server:
         except WireError:
             return "malformed"
         # A reply to an undecodable task names no round and spent nothing.
-        named = reply.client_id == client and reply.round in (self.round, 0)
+        in_time = reply.round == self.round or (reply.round == 0 and isinstance(reply.body, Failed))
+        named = reply.client_id == client and in_time
         return reply if named and reply.usage.fm_calls <= grant else "malformed"
 
 

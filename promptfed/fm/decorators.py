@@ -126,27 +126,28 @@ class Pooled(_Wrapper):
                 quiet = quiet + 1 if len(self._waiting) == seen else 0
                 seen = len(self._waiting)
             waiting, self._waiting = self._waiting, []
-            try:
-                answers = await self._ask([r for requests, _ in waiting for r in requests])
-            except BaseException as error:
-                for _, future in waiting:
-                    if not future.done():
-                        future.set_exception(error)
-                if not isinstance(error, Exception):
-                    raise
-                continue
+            answers = await self._ask([r for requests, _ in waiting for r in requests])
             start = 0
             for requests, future in waiting:
-                if not future.done():
-                    future.set_result(answers[start : start + len(requests)])
+                mine = answers[start : start + len(requests)]
                 start += len(requests)
+                broken = next((a for a in mine if isinstance(a, BaseException)), None)
+                if future.done():
+                    continue
+                if broken is not None:
+                    future.set_exception(broken)
+                else:
+                    future.set_result([a for a in mine if isinstance(a, FMResponse)])
 
-    async def _ask(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+    async def _ask(self, requests: Sequence[FMRequest]) -> list[FMResponse | BaseException]:
+        """The answer to each request, or what its batch broke with: a batch that fails fails those who asked for it."""
         batches: dict[str, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
             batches[request.prefix if isinstance(request, LabelRequest) else request.prompt].append(i)
-        done = await asyncio.gather(*(self._inner.complete([requests[i] for i in mine]) for mine in batches.values()))
-        answers = {
-            i: a for mine, part in zip(batches.values(), done, strict=True) for i, a in zip(mine, part, strict=True)
-        }
+        done = await asyncio.gather(
+            *(self._inner.complete([requests[i] for i in mine]) for mine in batches.values()), return_exceptions=True
+        )
+        answers: dict[int, FMResponse | BaseException] = {}
+        for mine, part in zip(batches.values(), done, strict=True):
+            answers |= dict.fromkeys(mine, part) if isinstance(part, BaseException) else zip(mine, part, strict=True)
         return [answers[i] for i in range(len(requests))]

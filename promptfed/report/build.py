@@ -69,6 +69,7 @@ class Arm(_Record):
 class Paired(_Record):
     """The tuned prompts less another arm, compared text by text."""
 
+    difference: FiniteFloat
     ci95: tuple[FiniteFloat, FiniteFloat]
 
 
@@ -280,8 +281,8 @@ def headline(summary: Summary) -> dict[str, Any]:
         return {"title": "A prompt was tuned, but nothing was measured", "tone": "even", "comparisons": []}
     tuned = arms["fm"]
     comparisons = [
-        Comparison(arm=a, gain=tuned.mean - of.mean, ci95=summary.comparisons[a].ci95)
-        for a, of in arms.items()
+        Comparison(arm=a, gain=summary.comparisons[a].difference, ci95=summary.comparisons[a].ci95)
+        for a in arms
         if a not in OWN_ARMS and a in summary.comparisons
     ]
     comparisons.sort(key=lambda c: (c.arm != "zero_shot", c.gain))

@@ -192,17 +192,24 @@ class Session:
         """
         asked = list(clients or self.federation.clients)
         grants = {c: self._cost(prompts, stop or 0, c) for c in asked}
-        replies = yield self._round("ask", dict.fromkeys(asked, Ask(prompts=tuple(prompts), stop=stop)), grants)
+        while sum(grants.values()) > self.left and len(grants) > 1:
+            # A client that came late has most to catch up on, and may be more than the budget can bear.
+            del grants[max(sorted(grants), key=grants.__getitem__)]
         shape = (len(prompts), len(self.federation.labels))
-        answers = _answers(replies, MomentSums, lambda b: len(b.total) == len(b.squares) == shape[0] * shape[1])
-        for client in answers:
-            reached = min(stop or 0, self.federation.clients[client])
-            for p in prompts:
-                key = (p.prompt_id, client)
-                self._scored[key] = max(reached, self._scored.get(key, 0))
-        parts = list(answers.values())
-        n = sum(p.n for p in parts)
-        if n == 0:
+        n, parts = 0, list[MomentSums]()
+        for _ in range(MAX_TRIES if stop is None else 1):
+            replies = yield self._round("ask", dict.fromkeys(grants, Ask(prompts=tuple(prompts), stop=stop)), grants)
+            answers = _answers(replies, MomentSums, lambda b: len(b.total) == len(b.squares) == shape[0] * shape[1])
+            for client in answers:
+                reached = min(stop or 0, self.federation.clients[client])
+                for p in prompts:
+                    key = (p.prompt_id, client)
+                    self._scored[key] = max(reached, self._scored.get(key, 0))
+            parts = list(answers.values())
+            n = sum(p.n for p in parts)
+            if n:
+                break
+        else:
             raise RunError("no client scored any text; at least one text is needed")
         total, squares = (
             np.sum([np.reshape(getattr(p, name), shape) for p in parts], axis=0) for name in ("total", "squares")

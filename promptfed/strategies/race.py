@@ -103,7 +103,7 @@ class Race:
         yield from self._heat(session, pool, survivors, stop)
         finalists = members((yield from rank_sets(session, survivors, stop)), N_THIRD)
 
-        stop = session.reach([d.template() for d in finalists], session.left)
+        stop = max(stop, session.reach([d.template() for d in finalists], session.left))
         best, *_ = yield from rank_sets(session, finalists, stop)
         return (yield from session.calibrate([draft.template() for draft in best]))
 

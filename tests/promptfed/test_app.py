@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 import promptfed
+from promptfed.app import claimed
 from promptfed.errors import BudgetError, CapabilityError, ConfigError, DataError
 from promptfed.federation.events import read_events
+from promptfed.federation.inprocess import InProcessTransport
 from promptfed.fm.scripted import ScriptedFM
+from promptfed.messages import decode_task
 from promptfed.runs import compare_runs
 from promptfed.types import Capability
 from tests.support import WordEncoder, public_texts, sentences
@@ -237,3 +240,69 @@ def test_a_test_label_or_client_that_train_lacks_is_named(config: dict[str, Any]
         with pytest.raises(DataError, match=says) as caught:
             run({**config, "data": {**config["data"], "test": str(path)}})
         assert "secret" not in str(caught.value)
+
+
+def test_a_share_too_small_for_each_client_alone_is_told_before_anything_is_paid(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    fm = ScriptedFM()
+    small = {**config, "budget": {"max_fm_calls": 150}, "evaluation": {"baselines": ["local_only"]}}
+
+    with pytest.raises(ConfigError, match=r"has local_only, .* = 50 is too small .*leave the baseline out"):
+        run(small, tmp_path / "a", fm)
+
+    assert not (tmp_path / "a").exists()
+
+
+def test_force_keeps_the_old_run_if_the_new_one_could_not_begin(config: dict[str, Any], tmp_path: Path) -> None:
+    quick = {**config, "evaluation": {"baselines": []}}
+    run(quick, tmp_path / "a")
+    before = (tmp_path / "a" / "prompt.json").read_bytes()
+
+    with pytest.raises(ConfigError, match="too small"):
+        promptfed.run(
+            {**quick, "budget": {"max_fm_calls": 5}},
+            out=tmp_path / "a",
+            force=True,
+            fm=ScriptedFM(),
+            encoder=WordEncoder(),
+        )
+
+    assert (tmp_path / "a" / "prompt.json").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+def test_force_does_not_touch_a_run_that_another_process_works_on(config: dict[str, Any], tmp_path: Path) -> None:
+    quick = {**config, "evaluation": {"baselines": []}}
+    run(quick, tmp_path / "a")
+
+    with claimed(tmp_path / "a"), pytest.raises(ConfigError, match="another process is working on"):
+        promptfed.run(quick, out=tmp_path / "a", force=True, fm=ScriptedFM(), encoder=WordEncoder())
+
+    assert (tmp_path / "a" / "prompt.json").is_file()
+
+
+class Missing(InProcessTransport):
+    """On which site001 misses every round of one name."""
+
+    name = ""
+
+    async def exchange(self, tasks: Any, awaited: Any, deadline_s: Any) -> dict[str, bytes]:
+        arm = getattr(decode_task(next(iter(tasks.values()))).body, "arm", "")
+        reached = {c: t for c, t in tasks.items() if not (c == "site1" and arm == self.name)}
+        return await super().exchange(reached, [c for c in awaited if c in reached], deadline_s)
+
+
+@pytest.mark.parametrize("arm", ["fm", "dm_local", "zero_shot", "local_only"])
+def test_a_client_that_misses_the_measuring_of_an_arm_is_left_out_of_its_comparison(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str
+) -> None:
+    monkeypatch.setattr(Missing, "name", arm)
+    monkeypatch.setattr("promptfed.app.InProcessTransport", Missing)
+
+    summary = run(config, tmp_path / "a").summary
+
+    assert set(summary["metrics"]["accuracy"][arm]["by_client"]) == {"site0", "site2"}
+    texts = {a: c["n_texts"] for a, c in summary["comparisons"].items()}
+    assert texts == {a: 40 if arm in (a, "fm") or (a == "local_only" and arm == "fm") else 60 for a in ARMS - {"fm"}}
+    assert (tmp_path / "a" / "report.html").is_file()

@@ -202,11 +202,14 @@ def test_the_headline_is_honest(folder: Path, zero_shot: float, half: float, by_
     def change(summary: dict[str, Any], events: list[dict[str, Any]]) -> None:
         for arm in summary["metrics"]["accuracy"]:
             set_accuracy(summary, arm, 0.4, half)
+        for paired in summary["comparisons"].values():
+            paired["difference"] = 0.4
         set_accuracy(summary, "fm", 0.8, half)
         set_accuracy(summary, "zero_shot", zero_shot, half)
         set_accuracy(summary, "manual_few_shot", by_hand, half)
         for arm, value in (("zero_shot", zero_shot), ("manual_few_shot", by_hand)):
-            summary["comparisons"][arm]["ci95"] = [0.8 - value - 2 * half, 0.8 - value + 2 * half]
+            paired = {"difference": 0.8 - value, "ci95": [0.8 - value - 2 * half, 0.8 - value + 2 * half]}
+            summary["comparisons"][arm] |= paired
 
     assert headline(changed(folder, change)) == expected
 
