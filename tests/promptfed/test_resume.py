@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import pytest
 import promptfed
 from promptfed.app import claimed
 from promptfed.config import dump_toml, load_config
-from promptfed.errors import ConfigError, DataError
+from promptfed.errors import ConfigError, DataError, RunError
 from promptfed.federation.events import read_events
+from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
+from promptfed.types import FMRequest, FMResponse
 from tests.promptfed.test_app import config  # noqa: F401  (a fixture)
 from tests.support import WordEncoder
 
@@ -130,3 +133,41 @@ def test_data_that_changed_since_is_refused_and_nothing_is_lost(
         promptfed.resume(tmp_path / "run", fm=ScriptedFM(), encoder=WordEncoder())
 
     assert outcome(tmp_path / "run") == before
+
+
+class Breaking(BaseFM):
+    """The scripted model, which writes down every batch that it answered and breaks after ``n`` of them."""
+
+    fm_id = "scripted:overlap@0"
+    capabilities = ScriptedFM().capabilities
+
+    def __init__(self, n: int = 10**9) -> None:
+        self._inner, self._n = ScriptedFM(), n
+        self.batches: list[tuple[str, ...]] = []
+
+    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        if len(self.batches) >= self._n:
+            raise ConnectionError
+        self.batches.append(tuple(map(repr, requests)))
+        return await self._inner.complete(requests)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.6, 0.9])
+def test_a_batch_holds_what_it_would_have_held(config: dict[str, Any], tmp_path: Path, share: float) -> None:  # noqa: F811
+    """The embedded model's last digits depend on the batch, so the same bytes take the same batches."""
+    uneven = {**config, "evaluation": {"baselines": ["zero_shot", "local_only"]}}
+    train = Path(config["data"]["train"]).read_text().splitlines()
+    few = [line for line in train if line.startswith("site2")][4:]
+    (tmp_path / "train.csv").write_text("\n".join(line for line in train if line not in few) + "\n")
+    uneven["data"] = {**config["data"], "train": str(tmp_path / "train.csv")}
+    whole = Breaking()
+    expected = promptfed.run(uneven, out=tmp_path / "whole", fm=whole, encoder=WordEncoder())
+    broken, mended = Breaking(round(share * len(whole.batches))), Breaking()
+
+    with pytest.raises(RunError):
+        promptfed.run(uneven, out=tmp_path / "run", fm=broken, encoder=WordEncoder())
+    result = promptfed.resume(tmp_path / "run", fm=mended, encoder=WordEncoder())
+
+    assert result.prompt.prompt_id == expected.prompt.prompt_id
+    assert sorted(broken.batches + mended.batches) == sorted(whole.batches)
+    assert outcome(tmp_path / "run")["events"][1:] == outcome(tmp_path / "whole")["events"][1:]
