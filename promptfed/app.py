@@ -423,15 +423,17 @@ class Simulation:
         provider = Pooled(provider)
         public_encoder = RememberingEncoder(self._shared_encoder)
         clients: dict[str, Client] = {}
+        real = set(map(id, self.inputs.clients))  # and not the pooled one of `centralised`
         for d in data:
-            own = self.folder / "clients" / d.client_id if self.folder and d in self.inputs.clients else folder
+            is_real = id(d) in real
+            own = self.folder / "clients" / d.client_id if self.folder and is_real else folder
             if name == "local_only":  # each reads other texts than the others: see `restore`
                 public_encoder = RememberingEncoder(self._shared_encoder)
             clients[d.client_id] = Client(
                 d,
                 self.inputs.labels,
                 provider,
-                self._encoders[d.client_id] if own != folder else RememberingEncoder(self._shared_encoder),
+                self._encoders[d.client_id] if is_real else RememberingEncoder(self._shared_encoder),
                 public_encoder=public_encoder,
                 seed=self.config.seed,
                 folder=own,
