@@ -90,9 +90,11 @@ class EmbeddedFM(BaseFM):
         self, prefix: str, items: list[int], requests: list[FMRequest], answers: list[FMResponse | None]
     ) -> None:
         head = self._encode(prefix)
-        # A sequence is one text, or one (text, label) where a label has several tokens.
-        sequences: list[tuple[tuple[int, ...], int, tuple[int, ...] | None, int]] = []
+        # A sequence is a text and a stem, all tokens of a label but the last. Labels that share a stem share the
+        # sequence, and labels of one token share the empty one.
+        sequences: list[tuple[tuple[int, ...], int, tuple[int, ...]]] = []
         labels: dict[int, list[tuple[int, ...]]] = {}
+        stems: dict[int, dict[tuple[int, ...], list[int]]] = {}
         cut: dict[int, tuple[int, bool]] = {}
         for i in items:
             request = requests[i]
@@ -104,28 +106,31 @@ class EmbeddedFM(BaseFM):
             cut[i] = (len(head) + len(body), truncated)
             if not 0 < len(body) <= room or not all(labels[i]):
                 answers[i] = FMResponse(error="nothing to score: the prompt leaves no room, or a label is empty")
-            elif longest == 1:
-                sequences.append((body, i, None, -1))
-            else:
-                sequences.extend((body + label[:-1], i, label, k) for k, label in enumerate(labels[i]))
-        sequences.sort(key=lambda s: (len(s[0]), s[0], s[3]))
+                continue
+            stems[i] = defaultdict(list)
+            for k, label in enumerate(labels[i]):
+                stems[i][label[:-1]].append(k)
+            sequences.extend((body + stem, i, stem) for stem in stems[i])
+        sequences.sort(key=lambda s: (len(s[0]), s[0]))
         shared: Prefix = self._model.prefill(head) if sequences else []
         partial: dict[int, FloatRow] = {}
         for batch in _batches(sequences, lambda s: len(s[0])):
-            n_last = [len(label) if label else 1 for _, _, label, _ in batch]
+            n_last = [len(stem) + 1 for _, _, stem in batch]
             states = self._model.hidden([s[0] for s in batch], shared, n_last).float()
             start = 0
-            for (_, i, label, k), n in zip(batch, n_last, strict=True):
+            for (_, i, stem), n in zip(batch, n_last, strict=True):
                 rows = states[start : start + n]
                 start += n
-                if label is None:
-                    # The vocabulary's normaliser cancels over the labels: only the label rows are projected.
-                    columns = self._model.head[[t[0] for t in labels[i]]].float()
-                    partial[i] = (rows[0] @ columns.T).double().numpy()
+                mine = stems[i][stem]
+                last = torch.tensor([labels[i][k][-1] for k in mine])
+                scores = partial.setdefault(i, np.full(len(labels[i]), np.nan))
+                if len(stems[i]) == 1:
+                    # Stem and normaliser are the same for all labels and cancel: only the labels' rows are projected.
+                    scores[mine] = (rows[-1] @ self._model.head[last].float().T).double().numpy()
                 else:
-                    logp = (rows @ self._head.T).log_softmax(dim=-1)
-                    total = float(logp[torch.arange(n), torch.tensor(label)].double().sum())
-                    partial.setdefault(i, np.full(len(labels[i]), np.nan))[k] = total
+                    logp = (rows @ self._head.T).log_softmax(dim=-1).double()
+                    before = logp[torch.arange(n - 1), torch.tensor(stem, dtype=torch.long)].sum()
+                    scores[mine] = (before + logp[-1, last]).numpy()
         for n_answer, (i, logits) in enumerate(sorted(partial.items())):
             n_prompt, truncated = cut[i]
             logp = logits - np.logaddexp.reduce(logits)
