@@ -155,7 +155,10 @@ class Client:
                 return Written(texts=tuple(answer.text or "" for answer in answers))
             case Weigh():
                 answers = await self._fm.complete(task.body.requests)
-                return Weighed(logprobs=tuple(answer.logprobs or () for answer in answers))
+                return Weighed(
+                    logprobs=tuple(answer.logprobs or () for answer in answers),
+                    n_tokens=tuple(answer.label_tokens or () for answer in answers),
+                )
             case Vote():
                 return self._vote(task.body)
             case Ask():

@@ -164,9 +164,11 @@ class Written(_Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weighed(_Message):
-    """Log-probabilities of the labels, one row a request; an empty row where the FM failed."""
+    """Log-probabilities of the labels and their numbers of tokens, one row a request; an empty row where the FM failed,
+    or does not say."""
 
     logprobs: tuple[tuple[float, ...], ...]
+    n_tokens: tuple[tuple[Count, ...], ...]
     kind: Literal["weighed"] = "weighed"
 
 

@@ -66,10 +66,12 @@ class FMResponse:
     """One answer. A failure is a value: ``error`` says why and the answer fields are ``None``.
 
     ``logprobs`` are natural logarithms, one a label, normalised over the labels.
+    ``label_tokens`` counts each label's tokens; None where all have one, or the model does not say.
     ``cached_tokens`` counts the prompt tokens that were not computed anew for this answer.
     """
 
     logprobs: tuple[float, ...] | None = None
+    label_tokens: tuple[int, ...] | None = None
     text: str | None = None
     error: str | None = None
     prompt_tokens: int = 0

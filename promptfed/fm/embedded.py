@@ -136,6 +136,7 @@ class EmbeddedFM(BaseFM):
             logp = logits - np.logaddexp.reduce(logits)
             answers[i] = FMResponse(
                 logprobs=tuple(logp.tolist()),
+                label_tokens=sizes if max(sizes := tuple(map(len, labels[i]))) > 1 else None,
                 prompt_tokens=n_prompt,
                 completion_tokens=1,
                 cached_tokens=len(head) if n_answer else 0,

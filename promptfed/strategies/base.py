@@ -42,7 +42,7 @@ from promptfed.messages import (
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, NewtonSums, newton_step, prior
 from promptfed.prompts.template import PromptTemplate
-from promptfed.types import Capability, FloatArray, LabelRequest, TextRequest
+from promptfed.types import Capability, FloatArray, IntArray, LabelRequest, TextRequest
 
 # Times that a round is sent whose answers hold nothing.
 MAX_TRIES = 3
@@ -154,8 +154,9 @@ class Session:
                     written[i] = text
         return written
 
-    def weigh(self, openings: Sequence[str], words: Sequence[str]) -> Steps[FloatArray]:
-        """Log-probability of each word after each opening, shape (n_openings, n_words), normalised over the words."""
+    def weigh(self, openings: Sequence[str], words: Sequence[str]) -> Steps[tuple[FloatArray, IntArray]]:
+        """Log-probability of each word after each opening, shape (n_openings, n_words), normalised over the words; and
+        each word's number of tokens, 1 where the FM does not say."""
         clients = list(self.federation.clients)
         dealt = {c: part for i, c in enumerate(clients) if (part := range(len(openings))[i :: len(clients)])}
         labels = tuple(" " + word for word in words)
@@ -165,11 +166,14 @@ class Session:
         }
         replies = yield self._round("weigh", tasks, {c: len(part) for c, part in dealt.items()})
         out = np.full((len(openings), len(words)), -np.log(max(len(words), 1)))
-        for client, body in _answers(replies, Weighed, lambda _: True).items():
-            for i, row in zip(dealt[client], body.logprobs, strict=False):
+        n_tokens = np.ones(len(words), dtype=np.int64)
+        for client, body in _answers(replies, Weighed, lambda b: len(b.logprobs) == len(b.n_tokens)).items():
+            for i, row, sizes in zip(dealt[client], body.logprobs, body.n_tokens, strict=False):
                 if len(row) == len(words):
                     out[i] = row
-        return out
+                if len(sizes) == len(words):
+                    n_tokens = np.maximum(n_tokens, sizes)
+        return out, n_tokens
 
     def vote(self, texts: Sequence[str]) -> Steps[FloatArray]:
         """Mean label probabilities that the clients' domain models give ``texts``, shape (n, n_labels)."""

@@ -181,9 +181,11 @@ def gather(session: Session, rng: np.random.Generator, max_calls: int) -> Steps[
     framed = {word: [f"{frame} {word}." for frame in FRAMES] for word in shortlist}
     loose = clean_texts([*written, *public], federation.words)
     texts = [*(text for word in shortlist for text in framed[word]), *loose]
-    fluency = np.zeros((len(FRAMES), 0))
+    fluency, n_tokens = np.zeros((len(FRAMES), 0)), np.zeros(0, dtype=np.int64)
     if shortlist:
-        fluency = yield from session.weigh(FRAMES, [f"{word}." for word in shortlist])
+        fluency, n_tokens = yield from session.weigh(FRAMES, [f"{word}." for word in shortlist])
+    # Labels are read off one place: a word of several tokens (and a full stop is one) would cost as many passes.
+    short = {word for word, n in zip(shortlist, n_tokens, strict=True) if n <= 2}
     votes = (yield from session.vote(texts)) if texts else np.zeros((0, len(federation.labels)))
     n_framed = fluency.size
     natural = np.concatenate([FLUENCY * fluency.T.ravel(), [SHORTNESS * len(text.split()) for text in loose]])
@@ -198,7 +200,7 @@ def gather(session: Session, rng: np.random.Generator, max_calls: int) -> Steps[
         best_framed, best_loose = [i for i in best if i < n_framed], [i for i in best if i >= n_framed]
         exemplars.append(tuple(texts[i] for i in [*best_framed, *best_loose][:N_EXEMPLARS]))
         words = dict.fromkeys(shortlist[i // len(FRAMES)] for i in best_framed)
-        other_words.append(tuple(w for w in words if w not in taken)[:N_WORDS])
+        other_words.append(tuple(w for w in words if w in short and w not in taken)[:N_WORDS])
         taken.update(other_words[-1])
     federation.log(
         "materials",

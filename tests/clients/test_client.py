@@ -113,7 +113,7 @@ def test_items_that_the_model_refused_are_empty() -> None:
     weighed = ask(client, Weigh(requests=(LabelRequest(prefix="", text="It", suffix="", labels=(" a", " b")),)))
 
     assert written.body == Written(texts=("",))
-    assert weighed.body == Weighed(logprobs=((),))
+    assert weighed.body == Weighed(logprobs=((),), n_tokens=((),))
 
 
 def test_votes_are_the_domain_models_probabilities_in_255ths() -> None:

@@ -121,7 +121,10 @@ def test_weigh_puts_rows_where_their_opening_stands() -> None:
         bodies: dict[str, ReplyBody] = {}
         for client, body in round_.tasks.items():
             assert isinstance(body, Weigh)
-            bodies[client] = Weighed(logprobs=tuple((-float(r.text), -0.5) for r in body.requests))
+            bodies[client] = Weighed(
+                logprobs=tuple((-float(r.text), -0.5) for r in body.requests),
+                n_tokens=tuple((1, int(r.text)) for r in body.requests),
+            )
         return replies(bodies)
 
     (sent,), got = finish(Session(federation()).weigh(["1", "2", "3"], ["x", "y"]), answer)
@@ -136,7 +139,7 @@ def test_weigh_puts_rows_where_their_opening_stands() -> None:
 def test_an_opening_that_was_not_answered_is_uniform() -> None:
     _, got = finish(
         Session(federation()).weigh(["1", "2"], ["w", "x", "y", "z"]),
-        lambda _: replies({"a": Weighed(logprobs=((),)), "b": Weighed(logprobs=((-1.0, -2.0, -3.0, -4.0),))}),
+        lambda _: replies({"a": Weighed(logprobs=((),), n_tokens=((),)), "b": Weighed(logprobs=((-1.0, -2.0, -3.0, -4.0),), n_tokens=((),))}),
     )
 
     assert got[0] == pytest.approx(np.full(4, -np.log(4)))
@@ -146,7 +149,7 @@ def test_an_opening_that_was_not_answered_is_uniform() -> None:
 def test_an_opening_asked_twice_is_answered_twice() -> None:
     _, got = finish(
         Session(federation(a=10)).weigh(["same", "same"], ["x", "y"]),
-        lambda _: replies({"a": Weighed(logprobs=((-0.1, -2.4), (-0.1, -2.4)))}),
+        lambda _: replies({"a": Weighed(logprobs=((-0.1, -2.4), (-0.1, -2.4)), n_tokens=((), (3, 1)))}),
     )
 
     assert got.tolist() == [[-0.1, -2.4], [-0.1, -2.4]]

@@ -63,7 +63,8 @@ def fake_clients(n_texts: int = 500) -> Any:
         if isinstance(body, Write):
             return Written(texts=tuple(f"It seems {CHEERFUL[r.seed % 6]}." for r in body.requests))
         if isinstance(body, Weigh):
-            return Weighed(logprobs=tuple((-1.0,) * len(r.labels) for r in body.requests))
+            n = len(body.requests)
+            return Weighed(logprobs=tuple((-1.0,) * len(r.labels) for r in body.requests), n_tokens=((),) * n)
         if isinstance(body, Vote):
             cheerful = [any(w in t.lower() for w in CHEERFUL) for t in body.texts]
             gloomy = [any(w in t.lower() for w in GLOOMY) for t in body.texts]
