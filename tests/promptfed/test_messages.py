@@ -73,7 +73,11 @@ TASK_BODIES: dict[type, st.SearchStrategy[Any]] = {
 REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Joined: st.builds(m.Joined, n_train=count, n_test=count, labels=texts, n_dropped=count),
     m.Written: st.builds(m.Written, texts=texts),
-    m.Weighed: st.builds(m.Weighed, logprobs=st.lists(numbers, max_size=3).map(tuple)),
+    m.Weighed: st.builds(
+        m.Weighed,
+        logprobs=st.lists(numbers, max_size=3).map(tuple),
+        n_tokens=st.lists(st.lists(count, max_size=3).map(tuple), max_size=3).map(tuple),
+    ),
     m.Votes: st.builds(m.Votes, n_labels=count, shares=st.binary(max_size=30)),
     m.Scored: st.builds(m.Scored, n=count, total=numbers, diff=numbers, diff_sq=numbers),
     m.MomentSums: st.builds(m.MomentSums, n=count, total=numbers, squares=numbers),

@@ -109,6 +109,20 @@ def test_multi_token_labels_are_the_sum_over_their_tokens(fm: EmbeddedFM, refere
     (got,) = answer(fm, request)
 
     assert got.logprobs == pytest.approx(reference.continuations(request), abs=0.15)
+    assert got.label_tokens == tuple(len(reference.ids(label)) for label in labels)
+
+
+def test_labels_that_share_all_but_their_last_token_are_the_sum_over_their_tokens_too(
+    fm: EmbeddedFM, reference: Reference
+) -> None:
+    labels = (" not at all good", " not at all bad", " fine", " not at all")
+    request = LabelRequest(prefix="Text:", text=" I liked it.", suffix="\nIn short, it was", labels=labels)
+    alike = LabelRequest(prefix="Text:", text=" I liked it.", suffix="\nIn short, it was", labels=labels[:2])
+
+    mixed, pair = answer(fm, request, alike)
+
+    assert mixed.logprobs == pytest.approx(reference.continuations(request), abs=0.15)
+    assert pair.logprobs == pytest.approx(reference.continuations(alike), abs=0.15)
 
 
 def test_answers_do_not_depend_on_the_order_of_requests(fm: EmbeddedFM) -> None:

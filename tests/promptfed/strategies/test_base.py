@@ -127,9 +127,10 @@ def test_weigh_puts_rows_where_their_opening_stands() -> None:
             )
         return replies(bodies)
 
-    (sent,), got = finish(Session(federation()).weigh(["1", "2", "3"], ["x", "y"]), answer)
+    (sent,), (got, n_tokens) = finish(Session(federation()).weigh(["1", "2", "3"], ["x", "y"]), answer)
 
     assert got.tolist() == [[-1.0, -0.5], [-2.0, -0.5], [-3.0, -0.5]]
+    assert n_tokens.tolist() == [1, 3]  # the most that any client says
     assert dict(sent.grants) == {"a": 2, "b": 1}
     body = sent.tasks["a"]
     assert isinstance(body, Weigh)
@@ -137,22 +138,29 @@ def test_weigh_puts_rows_where_their_opening_stands() -> None:
 
 
 def test_an_opening_that_was_not_answered_is_uniform() -> None:
-    _, got = finish(
+    _, (got, n_tokens) = finish(
         Session(federation()).weigh(["1", "2"], ["w", "x", "y", "z"]),
-        lambda _: replies({"a": Weighed(logprobs=((),), n_tokens=((),)), "b": Weighed(logprobs=((-1.0, -2.0, -3.0, -4.0),), n_tokens=((),))}),
+        lambda _: replies(
+            {
+                "a": Weighed(logprobs=((),), n_tokens=((),)),
+                "b": Weighed(logprobs=((-1.0, -2.0, -3.0, -4.0),), n_tokens=((),)),
+            }
+        ),
     )
 
     assert got[0] == pytest.approx(np.full(4, -np.log(4)))
     assert got[1].tolist() == [-1.0, -2.0, -3.0, -4.0]
+    assert n_tokens.tolist() == [1, 1, 1, 1]  # nobody said
 
 
 def test_an_opening_asked_twice_is_answered_twice() -> None:
-    _, got = finish(
+    _, (got, n_tokens) = finish(
         Session(federation(a=10)).weigh(["same", "same"], ["x", "y"]),
         lambda _: replies({"a": Weighed(logprobs=((-0.1, -2.4), (-0.1, -2.4)), n_tokens=((), (3, 1)))}),
     )
 
     assert got.tolist() == [[-0.1, -2.4], [-0.1, -2.4]]
+    assert n_tokens.tolist() == [3, 1]
 
 
 # ---------------------------------------------------------------- vote
