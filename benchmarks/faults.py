@@ -26,11 +26,10 @@ from typing import Any
 import numpy as np
 
 from promptfed.errors import QuorumError
-from promptfed.federation.events import read_events
-from promptfed.fm.scripted import ScriptedFM
+from promptfed.federation.events import read_events, timeless
 from promptfed.messages import decode_task
 from promptfed.strategies.race import Race
-from tests.support import LABELS, bench, public_texts, sentences
+from tests.support import bench, pooled_accuracy, public_texts
 
 DEMO = Path(__file__).parent.parent / "examples" / "sentiment5"
 FAILURES, BUDGET, TEST_TEXTS = 0.3, 1000, 10
@@ -95,8 +94,7 @@ def one_kill(config: Path, folder: Path, after: float, whole: Path) -> dict[str,
 
 
 def outcome(folder: Path) -> tuple[bytes, list[dict[str, Any]]]:
-    events = [{**event, "time_s": None} for event in read_events(folder / "events.jsonl")]
-    return (folder / "prompt.json").read_bytes(), events
+    return (folder / "prompt.json").read_bytes(), list(map(timeless, read_events(folder / "events.jsonl")))
 
 
 def command(verb: str, path: Path) -> list[str]:
@@ -195,10 +193,8 @@ def one_run(seed: int, *, fail: bool) -> tuple[float | None, float]:
         prompt = scene.drive(Race().run(scene.federation()), BUDGET)
     except QuorumError:
         return None, 0.0
-    data = sentences(400, seed=10_000 + seed, n_words=2)
-    said = [p.label for p in prompt.predict(data.texts, fm=ScriptedFM())]
     share = faulty[0].n_failed / max(faulty[0].n_asked, 1)
-    return float(np.mean([LABELS[y] == s for y, s in zip(data.labels, said, strict=True)])), round(share, 3)
+    return pooled_accuracy(prompt, 400, seed=10_000 + seed), round(share, 3)
 
 
 if __name__ == "__main__":

@@ -14,3 +14,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
+
+
+def cut_back(path: Path) -> None:
+    """Drop what follows the end of the last whole line, so that the next line written does not run into it."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)

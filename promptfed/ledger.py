@@ -43,7 +43,7 @@ class Usage:
         self.usd += answer.usd
 
     def add(self, other: Usage) -> None:
-        for f in fields(Usage):
+        for f in fields(other):
             setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
 
 
@@ -89,8 +89,6 @@ class Ledger:
         for (booked, _), account in self._accounts.items():
             if booked == phase:
                 total.add(account)
-                total.bytes_up += account.bytes_up
-                total.bytes_down += account.bytes_down
         return total
 
     def as_dict(self) -> dict[str, Any]:

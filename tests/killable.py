@@ -20,7 +20,7 @@ import promptfed
 from clients import client, history
 from promptfed import app
 from promptfed.federation import checkpoint
-from promptfed.fm.base import BaseFM
+from promptfed.fm.base import WrappedFM
 from promptfed.fm.journal import RecordingFM
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.prompts import artefact
@@ -28,15 +28,12 @@ from promptfed.types import FMRequest, FMResponse
 from tests.support import WordEncoder
 
 
-class Tally(BaseFM):
+class Tally(WrappedFM):
     """The scripted model, which writes down every call before it answers."""
 
     def __init__(self, path: Path) -> None:
-        self._inner, self._path = ScriptedFM(), path
-        self.fm_id, self.capabilities = self._inner.fm_id, self._inner.capabilities  # type: ignore[misc]
-
-    fm_id = ""
-    capabilities = frozenset()
+        super().__init__(ScriptedFM())
+        self._path = path
 
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
         with self._path.open("a") as file:

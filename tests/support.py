@@ -18,11 +18,12 @@ from promptfed.federation.checkpoint import Checkpoint
 from promptfed.federation.events import EventLog
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.federation.server import Server
-from promptfed.fm.base import BaseFM
+from promptfed.fm.base import BaseFM, WrappedFM
 from promptfed.fm.journal import RecordingFM
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.ledger import Ledger, Usage
 from promptfed.messages import Reply, ReplyBody
+from promptfed.prompts.artefact import PromptSet
 from promptfed.strategies.base import Federation, Round, Steps
 from promptfed.types import Capability, FloatArray, FMRequest, FMResponse
 
@@ -66,21 +67,13 @@ class FailingFM(BaseFM):
         return [FMResponse(error="refused") for _ in requests]
 
 
-class CountingFM(BaseFM):
+class CountingFM(WrappedFM):
     """Passes everything on and remembers the size of each batch and every request."""
 
     def __init__(self, inner: BaseFM) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self.batches: list[int] = []
         self.requests: list[FMRequest] = []
-
-    @property
-    def fm_id(self) -> str:
-        return self._inner.fm_id
-
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        return self._inner.capabilities
 
     @property
     def n_calls(self) -> int:
@@ -176,6 +169,13 @@ def bench(
         clients[data.client_id] = Client(data, LABELS, source, WordEncoder(), seed=1, folder=own)
     server = Server(wrap(InProcessTransport(clients)), ledger, events, checkpoint)
     return Bench(clients=clients, server=server, ledger=ledger, events=events, fm=counting, options=options)
+
+
+def pooled_accuracy(prompt: PromptSet, n: int, seed: int) -> float:
+    """Of a prompt under its pooled calibration, on ``n`` fresh texts with two words a label."""
+    fresh = sentences(n, seed, n_words=2)
+    said = [p.label for p in prompt.predict(fresh.texts, fm=ScriptedFM())]
+    return float(np.mean([LABELS[y] == label for y, label in zip(fresh.labels, said, strict=True)]))
 
 
 def reply(body: ReplyBody, client_id: str = "a", fm_calls: int = 0, round_number: int = 1) -> Reply:

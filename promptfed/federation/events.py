@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from promptfed.errors import DataError
+from promptfed.files import cut_back
 
 Listener = Callable[[Mapping[str, Any]], None]
 
@@ -23,7 +23,10 @@ class EventLog:
 
     def __init__(self, path: Path | None = None, listeners: tuple[Listener, ...] = ()) -> None:
         self._path, self._listeners = path, listeners
-        self._past = _whole_events(path) if path is not None and path.exists() else []
+        self._past: list[dict[str, Any]] = []
+        if path is not None and path.exists():
+            cut_back(path)
+            self._past = read_events(path)
         self.events: list[dict[str, Any]] = []
 
     def add(self, kind: str, data: Mapping[str, Any]) -> None:
@@ -44,7 +47,7 @@ class EventLog:
                 file.write(line + "\n")
 
     def _again(self, now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-        if {**now, "time_s": None} != {**before, "time_s": None}:
+        if timeless(now) != timeless(before):
             raise DataError(
                 f"{self._path}: event {now['seq']} ({before.get('kind')!r}) came out differently ({now['kind']!r}): "
                 "the data, the configuration or promptfed changed since the run began. Start anew with promptfed run"
@@ -52,15 +55,11 @@ class EventLog:
         return before
 
 
+def timeless(event: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an event is the same whenever the run is done."""
+    return {key: value for key, value in event.items() if key != "time_s"}
+
+
 def read_events(path: Path) -> list[dict[str, Any]]:
     """All events of a run folder's events.jsonl. (Not `splitlines`: text of the FM may hold other line separators.)"""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
-def _whole_events(path: Path) -> list[dict[str, Any]]:
-    """The events of a log that may have been cut off; what follows the last whole line is removed."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    return read_events(path)

@@ -57,6 +57,21 @@ class BaseFM(ABC):
         return run_sync(self.ascore_labels(prompt, texts, labels))
 
 
+class WrappedFM(BaseFM):
+    """A foundation model around another one, which it passes for."""
+
+    def __init__(self, inner: BaseFM) -> None:
+        self._inner = inner
+
+    @property
+    def fm_id(self) -> str:
+        return self._inner.fm_id
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return self._inner.capabilities
+
+
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end from sync code, in a thread of its own where a loop already runs here."""
     try:

@@ -7,25 +7,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from promptfed.errors import BudgetError
-from promptfed.fm.base import BaseFM
+from promptfed.fm.base import BaseFM, WrappedFM
 from promptfed.ledger import Usage
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
 
 
-class _Wrapper(BaseFM):
-    def __init__(self, inner: BaseFM) -> None:
-        self._inner = inner
-
-    @property
-    def fm_id(self) -> str:
-        return self._inner.fm_id
-
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        return self._inner.capabilities
-
-
-class Metered(_Wrapper):
+class Metered(WrappedFM):
     """Counts every answer in ``usage``, which its owner may replace to start anew."""
 
     def __init__(self, inner: BaseFM) -> None:
@@ -39,7 +26,7 @@ class Metered(_Wrapper):
         return answers
 
 
-class Budgeted(_Wrapper):
+class Budgeted(WrappedFM):
     """Refuses calls beyond ``grant``, the number of calls that the current task may make. None is made in part."""
 
     def __init__(self, inner: BaseFM) -> None:
@@ -53,7 +40,7 @@ class Budgeted(_Wrapper):
         return await self._inner.complete(requests)
 
 
-class Routed(_Wrapper):
+class Routed(WrappedFM):
     """Lets ``proposer`` write and ``inner`` score: two models behind one seam."""
 
     def __init__(self, inner: BaseFM, proposer: BaseFM) -> None:
@@ -78,7 +65,7 @@ class Routed(_Wrapper):
         return [answers[i] for i in range(len(requests))]
 
 
-class Retrying(_Wrapper):
+class Retrying(WrappedFM):
     """Asks again for items that failed, up to ``attempts`` times in all, waiting ``wait_s`` times 1, 2, 4, ..."""
 
     def __init__(self, inner: BaseFM, *, attempts: int = 3, wait_s: float = 0.5) -> None:
@@ -97,7 +84,7 @@ class Retrying(_Wrapper):
         return answers
 
 
-class Pooled(_Wrapper):
+class Pooled(WrappedFM):
     """Joins what clients ask in the same turn of the event loop into one batch a prompt, for a provider they share.
 
     Waiting clients are gathered until no new request came in for a few turns. A batch holds everything that was asked

@@ -18,7 +18,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from promptfed.errors import DataError
-from promptfed.fm.base import BaseFM
+from promptfed.files import cut_back
+from promptfed.fm.base import BaseFM, WrappedFM
 from promptfed.types import Capability, FMRequest, FMResponse
 
 
@@ -54,15 +55,7 @@ def _line(key: str, answer: FMResponse) -> str:
     return json.dumps({"key": key, "answer": dataclasses.asdict(answer)}) + "\n"
 
 
-def _cut_back(path: Path) -> None:
-    """Drop what follows the last line's end, so that the next line written does not run into it."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-
-
-class RecordingFM(BaseFM):
+class RecordingFM(WrappedFM):
     """Answers from the journal where it can; asks ``inner`` for the rest and writes that down before returning.
 
     What one `complete` brought is written at once, so a process that is killed leaves all of a batch in the journal or
@@ -70,9 +63,10 @@ class RecordingFM(BaseFM):
     """
 
     def __init__(self, inner: BaseFM, path: Path) -> None:
-        self._inner, self._path = inner, path
+        super().__init__(inner)
+        self._path = path
         if path.exists():
-            _cut_back(path)
+            cut_back(path)
         self._answers = read_journal(path)
         self._asks = True
 
@@ -84,14 +78,6 @@ class RecordingFM(BaseFM):
             yield
         finally:
             self._asks = True
-
-    @property
-    def fm_id(self) -> str:
-        return self._inner.fm_id
-
-    @property
-    def capabilities(self) -> frozenset[Capability]:
-        return self._inner.capabilities
 
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
         keys = [request_key(self.fm_id, r) for r in requests]

@@ -16,6 +16,7 @@ was sent: a run resumes by sending the recorded replies again, and "what if clie
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -135,7 +136,8 @@ class Session:
         Clients with fewer texts leave their share to the others; one that came late has to catch up.
         """
         longest = max(self.federation.clients.values())
-        return max((s for s in range(longest + 1) if self.cost(prompts, s) <= max_calls), default=0)
+        beyond = bisect_right(range(longest + 1), max_calls, key=lambda stop: self.cost(prompts, stop))
+        return max(0, beyond - 1)
 
     def write(self, requests: Sequence[TextRequest]) -> Steps[list[str]]:
         """What the FM wrote, in order; the requests are dealt out to the clients in contiguous runs."""

@@ -15,7 +15,7 @@ import promptfed
 from promptfed.app import claimed
 from promptfed.config import dump_toml, load_config
 from promptfed.errors import ConfigError, DataError, RunError
-from promptfed.federation.events import read_events
+from promptfed.federation.events import read_events, timeless
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.types import FMRequest, FMResponse
@@ -38,7 +38,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     kept = [p for p in (folder / "clients").rglob("*") if p.is_file() and p.parent.name != "history"]
     return {
         "prompt": (folder / "prompt.json").read_bytes(),
-        "events": [{**e, "time_s": None} for e in read_events(folder / "events.jsonl")],
+        "events": list(map(timeless, read_events(folder / "events.jsonl"))),
         "summary": summary,
         "clients": {str(p.relative_to(folder)): p.read_bytes() for p in kept},
     }

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 
 from promptfed.errors import QuorumError
 from promptfed.federation.checkpoint import Checkpoint
-from promptfed.fm.scripted import ScriptedFM
 from promptfed.messages import Joined, decode_task
 from promptfed.prompts.artefact import PromptSet
 from promptfed.strategies.race import Race
-from tests.support import LABELS, Bench, bench, public_texts, sentences
+from tests.support import Bench, bench, pooled_accuracy, public_texts
 
 BUDGET = 600
 WORTH_HAVING = 0.75  # the bare instruction, which knows no word of a label, is at 0.5
@@ -68,13 +67,6 @@ def tuned(b: Bench) -> PromptSet:
     return b.drive(Race().run(b.federation()), BUDGET)
 
 
-def accuracy(prompt: PromptSet) -> float:
-    """Of the pooled prompt, on fresh texts."""
-    data = sentences(200, seed=99, n_words=2)
-    said = [p.label for p in prompt.predict(data.texts, fm=ScriptedFM())]
-    return float(np.mean([LABELS[y] == s for y, s in zip(data.labels, said, strict=True)]))
-
-
 FATES: dict[str, Fate] = {
     "crashes for good": lambda r, c: "lost" if c == "client1" and r >= 6 else "",
     "was never there": lambda r, c: "lost" if c == "client1" else "",
@@ -93,7 +85,7 @@ def test_a_run_with_a_partner_that(name: str) -> None:
 
     prompt = tuned(b)
 
-    assert accuracy(prompt) > WORTH_HAVING
+    assert pooled_accuracy(prompt, 200, seed=99) > WORTH_HAVING
     assert b.fm.n_calls <= BUDGET
     failures = [c for e in b.events.events if e["kind"] == "round" for c in e["failures"]]
     assert set(failures) == (set() if "twice" in name else {"client1"} | ({"client2"} if "two" in name else set()))
@@ -113,7 +105,7 @@ def test_failures_at_random_cost_no_more_than_their_calls(seed: int) -> None:
         assert "promptfed resume" in str(error)  # noqa: PT017
         return
 
-    assert accuracy(prompt) > WORTH_HAVING
+    assert pooled_accuracy(prompt, 200, seed=99) > WORTH_HAVING
     assert b.fm.n_calls <= BUDGET
 
 
@@ -164,4 +156,4 @@ def test_a_client_that_joins_in_the_middle_takes_part_from_then_on(arrives: int)
     assert sizes[:arrives] == [3] * arrives
     assert set(sizes[arrives + 1 :]) == {4}
     assert b.fm.n_calls <= BUDGET
-    assert accuracy(prompt) > WORTH_HAVING
+    assert pooled_accuracy(prompt, 200, seed=99) > WORTH_HAVING

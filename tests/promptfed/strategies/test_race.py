@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clients.scores import ScoreStore
 from promptfed.errors import ConfigError
 from promptfed.messages import (
     Ask,
@@ -31,11 +30,19 @@ from promptfed.messages import (
     Written,
 )
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.calibration import Calibration
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Federation, Round
 from promptfed.strategies.race import Race, clean_texts, distinct, draft_like
-from tests.support import CHEERFUL, GLOOMY, LABELS, bench, finish, public_texts, replies, sentences, wait_for
+from tests.support import (
+    CHEERFUL,
+    GLOOMY,
+    LABELS,
+    bench,
+    finish,
+    pooled_accuracy,
+    public_texts,
+    replies,
+)
 
 
 def a_federation(n_clients: int, max_fm_calls: int, n_texts: int = 500, **changes: Any) -> Federation:
@@ -172,16 +179,6 @@ def test_a_method_is_a_pure_function_of_the_replies() -> None:
 # ---------------------------------------------------------------- quality
 
 
-def held_out_accuracy(prompt: PromptSet) -> float:
-    """On 100 unseen reviews, under the pooled calibration."""
-    fresh = sentences(100, seed=77, n_words=2)
-    store = ScoreStore(fresh, 2)
-    wait_for(store.ask(bench(1).fm, prompt.prompts, 100))
-    scores, labels, _ = store.get(prompt.prompts)
-    proba = Calibration(weights=prompt.weights, bias=prompt.bias).predict_proba(scores)
-    return float((proba.argmax(axis=1) == labels).mean())
-
-
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_tuned_prompt_beats_the_first_draft(seed: int) -> None:
     """Planted: exemplars with the two words of a label, of which a prompt shows one; the bare instruction none."""
@@ -196,8 +193,8 @@ def test_the_tuned_prompt_beats_the_first_draft(seed: int) -> None:
         weights=(1.0,),
         bias=(0.0, 0.0),
     )
-    assert held_out_accuracy(first) < 0.6
-    assert held_out_accuracy(prompt) > 0.85
+    assert pooled_accuracy(first, 100, seed=77) < 0.6
+    assert pooled_accuracy(prompt, 100, seed=77) > 0.85
 
 
 def test_the_log_tells_a_rising_best_score_and_rising_calls() -> None:
