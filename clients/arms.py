@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
+from scipy.special import softmax
 
 from clients.data import ClientData
 from clients.domain import LinearDomainModel, LinearHead, out_of_fold, smoothed
@@ -13,7 +15,7 @@ from promptfed.errors import RunError, UnknownNameError
 from promptfed.fm.base import BaseFM
 from promptfed.messages import Evaluate
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.calibration import Calibration, fit
+from promptfed.prompts.calibration import Calibration, NewtonSums, cross_fitted_proba, fit, sums
 from promptfed.types import Encoder, FloatArray
 
 # arm -> what it is; the order is the order of tables.
@@ -21,7 +23,7 @@ ARMS = {
     "fm": "the tuned set of prompts, calibrated by each client",
     "fm_pooled": "the tuned set with the pooled calibration: what a new client without labels gets",
     "fm_single": "the best prompt alone, calibrated by each client",
-    "fm_dm": "the tuned set and the client's domain model, stacked",
+    "fm_dm": "the tuned set and the client's domain model, weighed together",
     "dm_local": "the client's domain model alone",
     "dm_fedavg": "one linear head, averaged over the clients (FedAvg)",
     "zero_shot": "the instruction alone, as the FM answers it",
@@ -30,8 +32,6 @@ ARMS = {
     "local_only": "each client tunes alone, with its share of the calls",
     "centralised": "all texts in one place, the same calls, calibrated by each client",
 }
-# s of a stacker's fit: what it starts from is fitted already. 4 to 100 do alike on held-out texts of the train split.
-STACK_STRENGTH = 16.0
 RAW = frozenset({"zero_shot", "manual_few_shot"})
 
 
@@ -56,23 +56,35 @@ class Arms:
         pooled = Calibration(weights=prompt.weights, bias=prompt.bias)
         return fit(scores, labels, towards=pooled.shifted(self._train.log_prior))
 
-    def stack(self, prompt: PromptSet) -> Calibration:
-        """Weights of the prompts and of the domain model, fitted on the domain model's out-of-fold predictions.
+    def stack_sums(self, prompt: PromptSet, weights: tuple[float, ...]) -> NewtonSums:
+        """This client's part of a Newton step at ``weights`` of (FM, domain model), over the texts that it has scored.
 
-        The fit starts from both as they are calibrated alone: the domain model on all training texts, which are more
-        than those that the FM scored.
+        Both are seen as they are on texts that they were not fitted on: the FM under cross-fitted calibration, the
+        domain model out of fold.
         """
         scores, labels, rows = self._train.get(prompt.prompts)
-        own = self.calibrate(prompt)
-        everything = self._data.train
-        x = self._encoder.encode(everything.texts)
-        held_out = smoothed(out_of_fold(x, np.eye(self._n_labels)[everything.labels]))
+        pooled = Calibration(weights=prompt.weights, bias=prompt.bias).shifted(self._train.log_prior)
+        fm = np.log(cross_fitted_proba(scores, labels, towards=pooled))
+        sources = np.stack([fm, self._domain_logits(self._held_out[rows])], axis=1)
+        total = sums(sources, labels, Calibration(weights=weights, bias=(0.0,) * self._n_labels))
+        n = len(weights)
+        return NewtonSums(n=total.n, loss=total.loss, gradient=total.gradient[:n], hessian=total.hessian[:n, :n])
+
+    @cached_property
+    def _held_out(self) -> FloatArray:
+        """The domain model's log-probabilities (n, K) of each training text, by a head that did not see it."""
+        x = self._encoder.encode(self._data.train.texts)
+        return smoothed(out_of_fold(x, np.eye(self._n_labels)[self._data.train.labels]))
+
+    @cached_property
+    def domain_calibration(self) -> Calibration:
+        """Of the domain model, on all training texts, which are more than those that the FM scored."""
         unchanged = Calibration(weights=(1.0,), bias=(0.0,) * self._n_labels)
-        domain = fit(held_out[:, None], everything.labels, towards=unchanged)
-        start = Calibration(weights=(*own.weights, *domain.weights), bias=own.bias)
-        # Both know the label proportions: they must not count twice.
-        start = start.shifted(np.asarray(domain.bias) - self._train.log_prior)
-        return fit(with_source(scores, held_out[rows]), labels, towards=start, strength=STACK_STRENGTH)
+        return fit(self._held_out[:, None], self._data.train.labels, towards=unchanged)
+
+    def _domain_logits(self, logp: FloatArray) -> FloatArray:
+        """Calibrated, less the label proportions (n, K): the FM's calibration knows them, and they count once."""
+        return np.asarray(self.domain_calibration.logits(logp[:, None]) - self._train.log_prior)
 
     async def predict(self, task: Evaluate, fm: BaseFM) -> tuple[FloatArray, float]:
         """Probabilities (n_test, K) of ``task.arm`` and the FM calls that one prediction takes."""
@@ -94,11 +106,10 @@ class Arms:
         if task.arm == "fm_pooled":
             return Calibration(weights=prompt.weights, bias=prompt.bias).predict_proba(scores), calls
         if task.arm == "fm_dm":
+            if len(task.stack) != 2:
+                raise RunError(f"arm {task.arm!r} needs the weights of FM and domain model")
             domain = smoothed(self._domain_model().predict_proba(self._data.test.texts))
-            return self.stack(prompt).predict_proba(with_source(scores, domain)), calls
+            fm_weight, dm_weight = task.stack
+            logits = fm_weight * self.calibrate(prompt).logits(scores) + dm_weight * self._domain_logits(domain)
+            return np.asarray(softmax(logits, axis=1)), calls
         return self.calibrate(prompt).predict_proba(scores), calls
-
-
-def with_source(scores: FloatArray, source: FloatArray) -> FloatArray:
-    """Append a source's log-probabilities (n, K) to ``scores`` (n, J, K)."""
-    return np.concatenate([scores, source[:, None]], axis=1)

@@ -43,6 +43,7 @@ from promptfed.messages import (
     ReplyBody,
     Score,
     Scored,
+    Stack,
     Task,
     Vote,
     Votes,
@@ -53,7 +54,7 @@ from promptfed.messages import (
     decode_task,
     encode,
 )
-from promptfed.prompts.calibration import Calibration, mix, moments, sums
+from promptfed.prompts.calibration import Calibration, NewtonSums, mix, moments, sums
 from promptfed.types import Encoder
 
 # Local epochs of one FedAvg round, as L-BFGS iterations.
@@ -145,6 +146,7 @@ class Client:
             case Join():
                 present = sorted(set(self.data.train.labels.tolist()))
                 return Joined(
+                    fm=self._fm.fm_id,
                     n_train=len(self.data.train),
                     n_test=len(self.data.test),
                     labels=tuple(self.labels[k] for k in present),
@@ -171,8 +173,9 @@ class Client:
             case Newton():
                 scores, labels, _ = self.scores.get(task.body.prompts, task.body.stop)
                 at = Calibration(weights=task.body.weights, bias=task.body.bias).shifted(self.scores.log_prior)
-                part = sums(scores, labels, at)
-                return NewtonPart(n=part.n, loss=part.loss, gradient=_flat(part.gradient), hessian=_flat(part.hessian))
+                return _newton_part(sums(scores, labels, at))
+            case Stack():
+                return _newton_part(self.arms.stack_sums(task.body.prompt, task.body.weights))
             case Adopt():
                 return self._adopt(task.body)
             case FitHead():
@@ -207,9 +210,9 @@ class Client:
 
     def _adopt(self, task: Adopt) -> Adopted:
         own = self.arms.calibrate(task.prompt)
-        stacker = self.arms.stack(task.prompt)
         self._keep("calibration.json", {"prompt_id": task.prompt.prompt_id, **asdict(own)})
-        self._keep("stacker.json", {"prompt_id": task.prompt.prompt_id, **asdict(stacker)})
+        domain = {"weights": task.stack, "domain_calibration": asdict(self.arms.domain_calibration)}
+        self._keep("stacker.json", {"prompt_id": task.prompt.prompt_id, **domain})
         head = self.domain_model().head.flat
         if self.folder is not None and head is not None:
             content = io.BytesIO()
@@ -247,6 +250,10 @@ class Client:
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(content) + "\n")
+
+
+def _newton_part(part: NewtonSums) -> NewtonPart:
+    return NewtonPart(n=part.n, loss=part.loss, gradient=_flat(part.gradient), hessian=_flat(part.hessian))
 
 
 def _flat(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[float, ...]:

@@ -10,8 +10,8 @@ from scipy.special import log_softmax, softmax
 
 from promptfed.types import Encoder, FloatArray
 
-# Strength of the L2 penalty relative to one text.
-PENALTY = 0.1
+# Strength of the L2 penalty relative to one text; 0.4 to 1 do alike on held-out texts of sentiment5's train split.
+PENALTY = 0.4
 
 
 class LinearHead:

@@ -29,7 +29,8 @@ from promptfed.errors import (
 from promptfed.types import Capability, FMRequest, FMResponse, FoundationModel, LabelRequest, TextRequest
 
 if TYPE_CHECKING:
-    from promptfed.app import Result, resume, run
+    from promptfed.app import resume, run
+    from promptfed.conduct import Result
     from promptfed.prompts.artefact import Prediction
     from promptfed.prompts.artefact import PromptSet as Prompt
     from promptfed.prompts.template import PromptTemplate
@@ -42,7 +43,7 @@ _LAZY = {
     "Prediction": ("promptfed.prompts.artefact", "Prediction"),
     "Prompt": ("promptfed.prompts.artefact", "PromptSet"),
     "PromptTemplate": ("promptfed.prompts.template", "PromptTemplate"),
-    "Result": ("promptfed.app", "Result"),
+    "Result": ("promptfed.conduct", "Result"),
     "load_fm": ("promptfed.registry", "load_fm"),
     "resume": ("promptfed.app", "resume"),
     "run": ("promptfed.app", "run"),

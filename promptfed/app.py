@@ -1,10 +1,9 @@
-"""Puts the parts together: the only module that knows the concrete classes of all four packages."""
+"""Runs in this process: reads the data and puts the concrete classes of all four packages together."""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
-import json
 import shutil
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,50 +17,27 @@ import numpy as np
 from clients.client import Client
 from clients.data import ClientData, Labelled, Rows, assemble, read_rows, read_texts
 from clients.partition import dirichlet
-from evaluators.metrics import PRIMARY
+from promptfed.conduct import MANUAL_CALIBRATION_TEXTS, Conductor, Result, TaskText, silent
 from promptfed.config import Config, dump_toml, load_config
 from promptfed.errors import ConfigError, DataError, UserError
 from promptfed.federation.checkpoint import Checkpoint
-from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, join, summarise
-from promptfed.federation.events import EventLog, Listener
+from promptfed.federation.events import Listener
 from promptfed.federation.inprocess import InProcessTransport
-from promptfed.federation.server import Limits, Server
+from promptfed.federation.server import Server
 from promptfed.files import write_whole
 from promptfed.fm.base import BaseFM, run_sync
 from promptfed.fm.decorators import Pooled, Retrying, Routed
 from promptfed.fm.journal import RecordingFM
-from promptfed.ledger import Ledger
-from promptfed.messages import Evaluate, Evaluated, Joined
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import content_hash
 from promptfed.registry import load_fm, load_method
-from promptfed.report.build import build_report
 from promptfed.runs import compare_runs
-from promptfed.strategies.base import Federation, Strategy
-from promptfed.strategies.baselines import Given, manual_prompt, zero_shot_prompt
+from promptfed.strategies.base import Federation
 from promptfed.types import Encoder
 from retrieval.encoder import RememberingEncoder, SentenceEncoder
 
-SCHEMA_VERSION = 1
-# The arms that every run measures, in this order: those that share prompts share FM calls.
-TUNED_ARMS = ("fm", "fm_pooled", "fm_single", "fm_dm", "dm_local")
-# Texts a client that calibrate the hand-written prompt: as many as the tuned prompts typically get.
-MANUAL_CALIBRATION_TEXTS = 60
 # Tokens of a prompt with two short exemplars; for estimates only.
 PROMPT_TOKENS = 40
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What a run came to. ``summary`` is summary.json; ``folder`` is None for a run that was not kept."""
-
-    prompt: PromptSet
-    summary: Mapping[str, Any]
-    folder: Path | None
-
-    def score(self, arm: str = "fm", metric: str = PRIMARY) -> float:
-        """Mean over clients of ``metric`` for ``arm``, on held-out texts."""
-        return float(self.summary["metrics"][metric][arm]["mean"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +48,11 @@ class Inputs:
     words: tuple[str, ...]
     clients: tuple[ClientData, ...]
     public: tuple[str, ...]
+
+    @property
+    def task(self) -> TaskText:
+        """What of it the server may know."""
+        return TaskText(labels=self.labels, words=self.words, public=self.public)
 
     @property
     def digest(self) -> str:
@@ -255,21 +236,10 @@ def _calls_by_phase(config: Config, inputs: Inputs) -> dict[str, int]:
     return {"tuning": budget, "evaluation": size * n_test, "baselines": baselines}
 
 
-@dataclass(slots=True)
-class Fleet:
-    """Clients and the server that reaches them."""
-
-    clients: dict[str, Client]
-    server: Server
-    restore: Callable[[], Awaitable[None]]
-
-    @property
-    def ids(self) -> list[str]:
-        return sorted(self.clients)
-
-
-class Simulation:
+class Simulation(Conductor):
     """One run, in one process. Clients are objects; what they exchange is serialised all the same."""
+
+    transport = "in-process simulation"
 
     def __init__(
         self,
@@ -281,250 +251,101 @@ class Simulation:
         fm: BaseFM | None = None,
         encoder: Encoder | None = None,
     ) -> None:
-        self.config, self.inputs, self.folder = config, inputs, folder
-        self.method: Strategy = load_method(config.method.name)
+        method = load_method(config.method.name)
+        super().__init__(config, inputs.task, method, folder, listeners)
+        self.inputs = inputs
         scorer = fm or load_fm(config.fm.scorer)
         proposer = load_fm(config.fm.proposer) if config.fm.proposer else scorer
         self.fm = scorer if proposer is scorer else Routed(scorer, proposer)
-        for capability in sorted(self.method.needs):
-            self.fm.require(capability, f"method {self.method.name!r}")
-        shared = encoder or SentenceEncoder(config.encoder.name)
-        self.encoder_id = shared.encoder_id
-        self._encoders = {d.client_id: RememberingEncoder(shared) for d in inputs.clients}
-        self._shared_encoder = shared
-        self.ledger = Ledger()
-        self.events = EventLog(folder / "events.jsonl" if folder else None, tuple(listeners))
-        self._arms: dict[str, dict[str, Evaluated]] = {}
+        for capability in sorted(method.needs):
+            self.fm.require(capability, f"method {method.name!r}")
+        self._shared_encoder = encoder or SentenceEncoder(config.encoder.name)
+        self._journals: dict[str, RecordingFM] = {}
+        self._encoders = {d.client_id: RememberingEncoder(self._shared_encoder) for d in inputs.clients}
 
     async def run(self) -> Result:
-        """Tune, adopt, evaluate, compare with the baselines, write the run folder."""
+        """The whole run."""
         self._shared_encoder.encode(["A text."])  # an encoder that can't be loaded stops the run here, by name
-        fleet = self._fleet(self.inputs.clients, "tuning")
-        self.events.add(
-            "start",
-            {
-                "method": self.method.name,
-                "seed": self.config.seed,
-                "clients": fleet.ids,
-                "max_fm_calls": self.config.budget.max_fm_calls,
-                "expected_fm_calls": sum(_calls_by_phase(self.config, self.inputs).values()),
-                "fm": self.fm.fm_id,
-                "data": self.inputs.digest,
-                "transport": "in-process simulation",
-            },
-        )
-        joined = await fleet.server.drive(join(fleet.ids), "tuning", 0)
-        n_test = {c: j.n_test for c, j in joined.items()}
-        federation = self._federation(n_train := {c: j.n_train for c, j in sorted(joined.items())})
+        expected = sum(_calls_by_phase(self.config, self.inputs).values())
+        return await self.conduct({"expected_fm_calls": expected, "fm": self.fm_id, "data": self.inputs.digest})
 
-        def welcome(client: str, newcomer: Joined) -> None:
-            n_train[client], n_test[client] = newcomer.n_train, newcomer.n_test
-            joined[client] = newcomer
+    @property
+    def client_ids(self) -> list[str]:
+        return sorted(d.client_id for d in self.inputs.clients)
 
-        self._check_budget(federation, any(n_test.values()))
-        fleet.server.invite(set(fleet.ids) - set(joined), welcome)
-        prompt = await self._tune(fleet, self.method, federation)
-        await fleet.server.drive(adopt(list(federation.clients), prompt), "tuning", 0)
-        if any(n_test.values()):
-            single = await self._tune(fleet, Given(prompt.prompts[:1]), replace(federation, max_fm_calls=0))
-            await self._evaluate(fleet, prompt, single, n_test)
-            await self._baselines(federation, n_test)
-        return self._finish(prompt, sum(j.n_dropped for j in joined.values()))
+    @property
+    def fm_id(self) -> str:
+        return self.fm.fm_id
 
-    # -------------------------------------------------------------------------------------------- parts of a run
+    @property
+    def encoder_id(self) -> str:
+        return self._shared_encoder.encoder_id
 
-    def _check_budget(self, federation: Federation, is_measured: bool) -> None:
-        """Let the method refuse a budget before anything is paid for, also the share of one client alone."""
-        next(self.method.run(replace(federation, log=_silent)), None)
-        if is_measured and "local_only" in self.config.evaluation.baselines:
-            try:
-                next(self.method.run(_alone(federation, next(iter(federation.clients)))), None)
-            except ConfigError as error:
-                raise ConfigError(
-                    f"evaluation.baselines has local_only, where each client has its share of the calls: {error}, "
-                    "times the number of clients, or leave the baseline out"
-                ) from None
+    def open(self, fleet: str) -> Server:
+        server, _ = self._open(fleet, self._clients(self.inputs.clients, fleet))
+        return server
 
-    async def _tune(self, fleet: Fleet, method: Strategy, federation: Federation, phase: Any = "tuning") -> PromptSet:
-        return await fleet.server.drive(method.run(federation), phase, federation.max_fm_calls)
-
-    async def _evaluate(self, fleet: Fleet, prompt: PromptSet, single: PromptSet, n_test: Mapping[str, int]) -> None:
-        for arm in TUNED_ARMS:
-            used = single if arm == "fm_single" else prompt
-            task = Evaluate(arm=arm, prompt=None if arm == "dm_local" else used)
-            await self._measure(fleet, dict.fromkeys(fleet.ids, task), n_test, "evaluation")
-
-    async def _measure(
-        self, fleet: Fleet, tasks: Mapping[str, Evaluate], n_test: Mapping[str, int], phase: Any
-    ) -> None:
-        arm = next(iter(tasks.values())).arm
-        measured = await fleet.server.drive(evaluate(tasks, n_test), phase, 10**9)
-        self._arms.setdefault(arm, {}).update(measured)
-        self.events.add(
-            "arm", {"arm": arm, PRIMARY: float(np.mean([e.values[PRIMARY] for e in self._arms[arm].values()]))}
-        )
-
-    async def _baselines(self, federation: Federation, n_test: Mapping[str, int]) -> None:
-        for name in self.config.evaluation.baselines:
-            fleet = self._fleet(self.inputs.clients, name)
-            if name == "zero_shot":
-                raw = _raw(federation, zero_shot_prompt(federation))
-                await self._measure(
-                    fleet, dict.fromkeys(fleet.ids, Evaluate(arm=name, prompt=raw)), n_test, "baselines"
-                )
-            elif name == "manual_few_shot":
-                by_hand = manual_prompt(federation, self.config.evaluation.manual_prompt)
-                n_calls = MANUAL_CALIBRATION_TEXTS * len(fleet.ids)
-                given = Given([by_hand], MANUAL_CALIBRATION_TEXTS)
-                tuned = await self._tune(fleet, given, replace(federation, max_fm_calls=n_calls), "baselines")
-                for arm in (name, f"{name}_calibrated"):
-                    tasks = dict.fromkeys(fleet.ids, Evaluate(arm=arm, prompt=tuned))
-                    await self._measure(fleet, tasks, n_test, "baselines")
-            elif name == "dm_fedavg":
-                head = await fleet.server.drive(fedavg_heads(list(federation.clients)), "baselines", 0)
-                await self._measure(fleet, dict.fromkeys(fleet.ids, Evaluate(arm=name, head=head)), n_test, "baselines")
-            elif name == "local_only":
-                await self._local_only(fleet, federation, n_test)
-            else:
-                await self._centralised(fleet, federation, n_test)
-
-    async def _local_only(self, fleet: Fleet, federation: Federation, n_test: Mapping[str, int]) -> None:
-        """Each client alone, with its share of the calls."""
-        tasks = {}
-        for client in self._arms["fm"]:  # who is gone, or has no held-out texts, is not measured
-            alone = _alone(federation, client)
-            tasks[client] = Evaluate(arm="local_only", prompt=await self._tune(fleet, self.method, alone, "baselines"))
-        await self._measure(fleet, tasks, n_test, "baselines")
-
-    async def _centralised(self, fleet: Fleet, federation: Federation, n_test: Mapping[str, int]) -> None:
+    async def centralised(self, federation: Federation) -> tuple[Server, PromptSet]:
         """All texts in one place, the same number of calls; then each client calibrates on its own texts' scores."""
         pooled, rows = _pool([d for d in self.inputs.clients if d.client_id in federation.clients])
-        centre = self._fleet([pooled], "centralised-tuning")
-        central = replace(federation, clients={pooled.client_id: len(pooled.train)}, log=_silent)
-        prompt = await self._tune(centre, self.method, central, "baselines")
-        await centre.restore()
+        centre = self._clients([pooled], "centralised-tuning")
+        server, restore = self._open("centralised-tuning", centre)
+        central = replace(federation, clients={pooled.client_id: len(pooled.train)}, log=silent)
+        prompt = await self.tune(server, self.method, central, "baselines")
+        await restore()
+        clients = self._clients(self.inputs.clients, "centralised")
         for client_id in rows:
-            fleet.clients[client_id].scores.adopt(centre.clients[pooled.client_id].scores, rows[client_id])
-        await self._measure(
-            fleet, dict.fromkeys(fleet.ids, Evaluate(arm="centralised", prompt=prompt)), n_test, "baselines"
-        )
+            clients[client_id].scores.adopt(centre[pooled.client_id].scores, rows[client_id])
+        return self._open("centralised", clients)[0], prompt
 
-    # -------------------------------------------------------------------------------------------- wiring
+    def compare(self) -> dict[str, Any]:
+        if self.folder is None:
+            return {}
+        return {
+            arm: asdict(compare_runs([self.folder], [self.folder], "fm", arm, measured.keys()))
+            for arm, measured in self.shared_arms().items()
+        }
 
-    def _fleet(self, data: Sequence[ClientData], name: str) -> Fleet:
-        """Clients of one phase or baseline, with a checkpoint of their own. As they share a provider they share its
-        journal of answers, keyed by hash: a batch is in it as a whole or not at all."""
+    def _clients(self, data: Sequence[ClientData], fleet: str) -> dict[str, Client]:
+        """Clients of one fleet. As they share a provider they share its journal of answers, keyed by hash: a batch is
+        in it as a whole or not at all."""
         provider: BaseFM = Retrying(self.fm)
-        journal = None
-        folder = self.folder / "checkpoint" / name if self.folder else None
         if self.folder is not None:
             # Scores of single texts, if by hash: beside what belongs to the clients.
-            provider = journal = RecordingFM(provider, self.folder / "clients" / f"journal-{name}.jsonl")
+            provider = self._journals[fleet] = RecordingFM(provider, self.folder / "clients" / f"journal-{fleet}.jsonl")
         provider = Pooled(provider)
         public_encoder = RememberingEncoder(self._shared_encoder)
         clients: dict[str, Client] = {}
         real = set(map(id, self.inputs.clients))  # and not the pooled one of `centralised`
         for d in data:
             is_real = id(d) in real
-            own = self.folder / "clients" / d.client_id if self.folder and is_real else folder
-            if name == "local_only":  # each reads other texts than the others: see `restore`
+            encoder = self._encoders[d.client_id] if is_real else RememberingEncoder(self._shared_encoder)
+            own = ("clients", d.client_id) if is_real else ("checkpoint", fleet)
+            if fleet == "local_only":  # each reads other texts than the others: see `restore`
                 public_encoder = RememberingEncoder(self._shared_encoder)
             clients[d.client_id] = Client(
                 d,
-                self.inputs.labels,
+                self.task.labels,
                 provider,
-                self._encoders[d.client_id] if is_real else RememberingEncoder(self._shared_encoder),
+                encoder,
                 public_encoder=public_encoder,
                 seed=self.config.seed,
-                folder=own,
-                history=f"history/{name}",
+                folder=self.folder.joinpath(*own) if self.folder else None,
+                history=f"history/{fleet}",
             )
-        budget, rounds = self.config.budget, self.config.rounds
-        limits = Limits(
-            max_tokens=budget.max_tokens, max_usd=budget.max_usd, deadline_s=rounds.deadline_s, quorum=rounds.quorum
-        )
+        return clients
+
+    def _open(self, fleet: str, clients: Mapping[str, Client]) -> tuple[Server, Callable[[], Awaitable[None]]]:
+        journal = self._journals.get(fleet)
 
         async def restore() -> None:
             """Clients remember before anybody is asked, so that batches hold what they held; no call is made."""
             with journal.only() if journal is not None else nullcontext():
                 await asyncio.gather(*(client.restore() for client in clients.values()))
 
+        checkpoint = Checkpoint(self.folder / "checkpoint" / fleet if self.folder else None)
         transport = InProcessTransport(clients, restore)
-        server = Server(transport, self.ledger, self.events, Checkpoint(folder), limits)
-        return Fleet(clients, server, restore)
-
-    def _federation(self, n_train: Mapping[str, int]) -> Federation:
-        config = self.config
-        return Federation(
-            clients=n_train,
-            labels=self.inputs.labels,
-            words=self.inputs.words,
-            instruction=config.task.instruction,
-            public=self.inputs.public,
-            max_fm_calls=config.budget.max_fm_calls,
-            max_prompts=config.method.max_prompts,
-            seed=config.seed,
-            log=self.events.add,
-        )
-
-    def _in_both(self) -> dict[str, dict[str, Evaluated]]:
-        """Of every other arm, what the clients gave for it that were measured on the tuned prompt too."""
-        tuned = self._arms.get("fm", {})
-        both = {a: {c: e for c, e in m.items() if c in tuned} for a, m in self._arms.items() if a != "fm"}
-        return {arm: measured for arm, measured in both.items() if measured}
-
-    def _finish(self, prompt: PromptSet, n_dropped: int) -> Result:
-        config = self.config
-        summary: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "method": self.method.name,
-            "seed": config.seed,
-            "fm": self.fm.fm_id,
-            "encoder": self.encoder_id,
-            "transport": "in-process simulation",
-            "n_clients": len(self.inputs.clients),
-            "labels": list(self.inputs.labels),
-            "prompt_id": prompt.prompt_id,
-            "primary_metric": PRIMARY,
-            "metrics": summarise(self._arms),
-            "calls_per_prediction": {
-                arm: float(np.mean([e.calls_per_prediction for e in by_client.values()]))
-                for arm, by_client in self._arms.items()
-            },
-            "max_fm_calls": config.budget.max_fm_calls,
-            "n_dropped_texts": n_dropped,
-            "ledger": self.ledger.as_dict(),
-            "privacy": {"releases": []},
-        }
-        self.events.add("end", {"prompt_id": prompt.prompt_id})
-        if self.folder is not None:
-            prompt.save(
-                self.folder / "prompt.json",
-                about={"method": self.method.name, "seed": config.seed, "fm": self.fm.fm_id},
-            )
-            summary["comparisons"] = {
-                arm: asdict(compare_runs([self.folder], [self.folder], "fm", arm, measured.keys()))
-                for arm, measured in self._in_both().items()
-            }
-            text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-            write_whole(self.folder / "summary.json", text)
-            build_report(self.folder)
-        return Result(prompt=prompt, summary=summary, folder=self.folder)
-
-
-def _alone(federation: Federation, client: str) -> Federation:
-    """One client of a federation, with its share of the calls."""
-    share = federation.max_fm_calls // len(federation.clients)
-    return replace(federation, clients={client: federation.clients[client]}, max_fm_calls=share, log=_silent)
-
-
-def _silent(_kind: str, _data: Mapping[str, Any]) -> None:
-    """A method that runs as a baseline tells the event log nothing of its own."""
-
-
-def _raw(federation: Federation, prompt: Any) -> PromptSet:
-    """A single prompt as it is, without calibration."""
-    return PromptSet(labels=federation.labels, prompts=(prompt,), weights=(1.0,), bias=(0.0,) * len(federation.labels))
+        return Server(transport, self.ledger, self.events, checkpoint, self.limits, fleet=fleet), restore
 
 
 def _pool(clients: Sequence[ClientData]) -> tuple[ClientData, dict[str, Any]]:

@@ -1,5 +1,5 @@
 """The command line: ``promptfed run``, ``resume``, ``eval``, ``predict``, ``report``, ``compare``, ``doctor``,
-``methods``.
+``methods``, ``serve``.
 
 Exit codes: 0 done, 2 something that the caller can mend, 3 a run that failed. Errors go to stderr without a traceback.
 """
@@ -28,7 +28,7 @@ from rich.table import Table
 from promptfed.errors import ConfigError, DataError, PromptfedError
 
 if TYPE_CHECKING:
-    from promptfed.app import Result
+    from promptfed.conduct import Result
     from promptfed.federation.events import Listener
 
 app = typer.Typer(
@@ -233,6 +233,28 @@ def doctor_command(
         out_console.print(table)
     if not all(ok for _, ok, _ in rows):
         raise typer.Exit(3)
+
+
+@app.command("serve")
+def serve_command(
+    fm: Annotated[str, typer.Argument(help="Foundation model, KIND:NAME.")],
+    host: Annotated[str, typer.Option("--host", help="Off this machine's own addresses a key is required.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any free one.")] = 8700,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option("--api-key-env", help="Variable that holds the API key; PROMPTFED_API_KEY, if set, by default."),
+    ] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Share batches between requests: faster, less reproducible.")
+    ] = False,
+) -> None:
+    """Serve a foundation model over HTTP, OpenAI-compatible; use it as openai:NAME@http://HOST:PORT/v1."""
+    from promptfed.fm.serve import serve
+    from promptfed.registry import load_fm
+
+    serve(lambda: load_fm(fm), host=host, port=port, api_key_env=api_key_env, join=join)
 
 
 # ------------------------------------------------------------------------------------------------------ helpers

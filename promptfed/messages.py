@@ -15,7 +15,7 @@ import msgpack
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from promptfed.errors import PromptfedError, WireError
-from promptfed.ledger import Count, Phase, Usage
+from promptfed.ledger import Count, Usage
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import LabelRequest, TextRequest
@@ -28,13 +28,20 @@ class _Message:
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+# It names a file or folder at the client.
+Name = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+
+
 # ---------------------------------------------------------------- tasks: server to client
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join(_Message):
-    """Say how many texts you hold and which labels occur."""
+    """Say how many texts you hold and which labels occur. ``labels`` are the task's, in the order that counts from now
+    on; ``seed`` is the run's."""
 
+    labels: tuple[str, ...]
+    seed: Count
     kind: Literal["join"] = "join"
 
 
@@ -103,10 +110,20 @@ class Newton(_Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Adopt(_Message):
-    """Take the tuned prompt: fit your own calibration and stacker on it, and keep them."""
+class Stack(_Message):
+    """Your part of one Newton step of the two ``weights`` of FM and domain model, which all clients share."""
 
     prompt: PromptSet
+    weights: tuple[float, float]
+    kind: Literal["stack"] = "stack"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt(_Message):
+    """Take the tuned prompt: fit your own calibration on it, and keep that and the weights of FM and domain model."""
+
+    prompt: PromptSet
+    stack: tuple[float, float]
     kind: Literal["adopt"] = "adopt"
 
 
@@ -120,24 +137,29 @@ class FitHead(_Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate(_Message):
-    """Measure one arm on your held-out texts. ``prompt`` and ``head`` where the arm needs them."""
+    """Measure one arm on your held-out texts. ``prompt``, ``stack`` and ``head`` where the arm needs them."""
 
     arm: str
     prompt: PromptSet | None = None
+    stack: tuple[float, ...] = ()
     head: tuple[float, ...] = ()
     kind: Literal["evaluate"] = "evaluate"
 
 
-TaskBody = Join | Write | Weigh | Vote | Ask | Score | Newton | Adopt | FitHead | Evaluate
+TaskBody = Join | Write | Weigh | Vote | Ask | Score | Newton | Stack | Adopt | FitHead | Evaluate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task(_Message):
-    """A task for one client in one round. ``grant`` is how many FM calls it may make."""
+    """A task for one client in one round. ``grant`` is how many FM calls it may make.
+
+    ``run`` tells one run from another; ``fleet`` is which memory of the client is meant: tuning, or a baseline.
+    """
 
     round: Count
     client_id: str
-    phase: Phase
+    run: Name
+    fleet: Name
     grant: Count
     body: Annotated[TaskBody, Field(discriminator="kind")]
 
@@ -147,6 +169,9 @@ class Task(_Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined(_Message):
+    """``fm`` is the id of the foundation model that the client asks."""
+
+    fm: str
     n_train: Count
     n_test: Count
     labels: tuple[str, ...]

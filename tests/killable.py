@@ -18,7 +18,7 @@ from typing import Any
 
 import promptfed
 from clients import client, history
-from promptfed import app
+from promptfed import app, conduct
 from promptfed.federation import checkpoint
 from promptfed.fm.base import WrappedFM
 from promptfed.fm.journal import RecordingFM
@@ -92,11 +92,11 @@ def main() -> None:
     verb, *rest = sys.argv[1:]
     config, folder = (rest.pop(0) if verb == "run" else ""), Path(rest.pop(0))
     killer = Killer(int(rest[0]) if rest else 0, rest[1] if rest else "before")
-    for module in (app, client, checkpoint, artefact):
+    for module in (app, conduct, client, checkpoint, artefact):
         module.write_whole = killer.whole(module.write_whole)  # type: ignore[attr-defined]
     RecordingFM._append = killer.appending(RecordingFM._append, lambda fm: fm._path)  # type: ignore[method-assign]
     history.TaskHistory.add = killer.appending(history.TaskHistory.add, lambda h: h._path)  # type: ignore[method-assign]
-    log = app.EventLog
+    log = conduct.EventLog
     log._append = killer.appending(log._append, lambda e: e._path)  # type: ignore[method-assign]
 
     fm = Tally(folder.parent / "calls.txt")

@@ -22,7 +22,7 @@ from promptfed.fm.base import BaseFM, WrappedFM
 from promptfed.fm.journal import RecordingFM
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.ledger import Ledger, Usage
-from promptfed.messages import Reply, ReplyBody
+from promptfed.messages import Join, Reply, ReplyBody
 from promptfed.prompts.artefact import PromptSet
 from promptfed.strategies.base import Federation, Round, Steps
 from promptfed.types import Capability, FloatArray, FMRequest, FMResponse
@@ -33,6 +33,9 @@ LABELS = ("negative", "positive")
 CHEERFUL = ("wonderful", "superb", "lovely", "brilliant", "charming", "splendid")
 GLOOMY = ("dreadful", "boring", "horrid", "clumsy", "tedious", "stale")
 THINGS = ("film", "story", "cast", "music", "plot", "ending")
+
+
+JOIN = Join(labels=LABELS, seed=1)
 
 
 class WordEncoder:

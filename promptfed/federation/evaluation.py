@@ -8,22 +8,43 @@ from typing import Any
 import numpy as np
 
 from promptfed.errors import RunError
-from promptfed.messages import Adopt, Evaluate, Evaluated, FitHead, Head, Join, Joined
+from promptfed.messages import Adopt, Evaluate, Evaluated, FitHead, Head, Join, Joined, Stack
 from promptfed.prompts.artefact import PromptSet
-from promptfed.strategies.base import Round, Steps
+from promptfed.prompts.calibration import Calibration, newton_step
+from promptfed.strategies.base import Round, Steps, sum_newton_parts
 
 FEDAVG_ROUNDS = 10
+# What a domain model's calibrated logits are worth beside the FM's, before anything is known: both make the same
+# mistakes on hard texts, so they don't count in full.
+STACK_START, STACK_STRENGTH, STACK_STEPS = (1.0, 0.5), 4.0, 3
+Stack2 = tuple[float, float]
 
 
-def join(clients: Sequence[str]) -> Steps[dict[str, Joined]]:
+def join(clients: Sequence[str], task: Join) -> Steps[dict[str, Joined]]:
     """Ask every client what it holds."""
-    replies = yield Round(name="join", tasks=dict.fromkeys(clients, Join()))
+    replies = yield Round(name="join", tasks=dict.fromkeys(clients, task))
     return {c: r.body for c, r in replies.items() if isinstance(r.body, Joined)}
 
 
-def adopt(clients: Sequence[str], prompt: PromptSet) -> Steps[None]:
+def fit_stack(clients: Sequence[str], prompt: PromptSet) -> Steps[Stack2]:
+    """Weights of the FM's and the domain models' calibrated logits, one pair for all, by federated Newton steps.
+
+    Two numbers from everybody's texts: fitted by each client on its few, they were worth half as much.
+    """
+    start = at = Calibration(weights=STACK_START, bias=())
+    for _ in range(STACK_STEPS):
+        body = Stack(prompt=prompt, weights=(at.weights[0], at.weights[1]))
+        replies = yield Round(name="stack", tasks=dict.fromkeys(clients, body))
+        total = sum_newton_parts(replies, len(STACK_START))
+        if total is None:
+            raise RunError("no client took part in weighing FM and domain models; at least one is needed")
+        at = newton_step(total, at, start, STACK_STRENGTH)
+    return at.weights[0], at.weights[1]
+
+
+def adopt(clients: Sequence[str], prompt: PromptSet, stack: Stack2) -> Steps[None]:
     """Give every client the tuned prompt, to calibrate at home."""
-    yield Round(name="adopt", tasks=dict.fromkeys(clients, Adopt(prompt=prompt)))
+    yield Round(name="adopt", tasks=dict.fromkeys(clients, Adopt(prompt=prompt, stack=stack)))
 
 
 def fedavg_heads(clients: Sequence[str]) -> Steps[tuple[float, ...]]:

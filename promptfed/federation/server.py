@@ -57,20 +57,24 @@ class Server:
         events: EventLog,
         checkpoint: Checkpoint | None = None,
         limits: Limits | None = None,
+        *,
+        run: str = "run",
+        fleet: str = "tuning",
     ) -> None:
         self._transport, self._ledger, self._events = transport, ledger, events
         self._checkpoint = checkpoint or Checkpoint(None)
         self._limits = limits or Limits()
+        self._run, self._fleet = run, fleet
         self.round = 0
         self._since = 0.0
         self._absent: set[str] = set()
-        self._joiners: set[str] = set()
+        self._joiners: dict[str, Join] = {}
         self._welcome: Callable[[str, Joined], None] = lambda _client, _joined: None
 
-    def invite(self, clients: Iterable[str], welcome: Callable[[str, Joined], None]) -> None:
+    def invite(self, clients: Iterable[str], task: Join, welcome: Callable[[str, Joined], None]) -> None:
         """Ask ``clients`` to join, beside the tasks of every round, until they do. ``welcome`` is called after the
         round in which one did."""
-        self._joiners, self._welcome = set(clients), welcome
+        self._joiners, self._welcome = dict.fromkeys(clients, task), welcome
 
     async def drive(self, steps: Steps[T], phase: Phase, max_fm_calls: int) -> T:
         """Run a method to its end. No round is sent whose grants would pass ``max_fm_calls``."""
@@ -116,9 +120,16 @@ class Server:
         self.round += 1
         tasks = {
             client: encode(
-                Task(round=self.round, client_id=client, phase=phase, grant=round_.grants.get(client, 0), body=body)
+                Task(
+                    round=self.round,
+                    client_id=client,
+                    run=self._run,
+                    fleet=self._fleet,
+                    grant=round_.grants.get(client, 0),
+                    body=body,
+                )
             )
-            for client, body in sorted({**dict.fromkeys(self._joiners, Join()), **round_.tasks}.items())
+            for client, body in sorted({**self._joiners, **round_.tasks}.items())
         }
         saved = self._checkpoint.load(self.round, tasks)
         if saved is not None:
@@ -152,9 +163,9 @@ class Server:
                 "failures": failures,
             },
         )
-        for client in sorted(self._joiners & set(good)):
+        for client in sorted(self._joiners.keys() & good.keys()):
             if isinstance(joined := good[client].body, Joined):
-                self._joiners.discard(client)
+                del self._joiners[client]
                 self._events.add("joined", {"round": self.round, "client": client})
                 self._welcome(client, joined)
         return {c: a for c, a in good.items() if c in round_.tasks}, spent

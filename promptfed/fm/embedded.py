@@ -2,7 +2,8 @@
 
 Label requests that share a prompt share its keys and values; texts are sorted by length and packed into batches of a
 bounded number of tokens, so memory is bounded and the batches depend on what was asked, not on who asked first.
-Log-probabilities are bfloat16 results: they move in the third digit with the batch they are computed in.
+Log-probabilities are bfloat16 results where the CPU has it (else float32, and slower): they move in the third digit
+with the batch they are computed in.
 """
 
 from __future__ import annotations

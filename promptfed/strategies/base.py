@@ -275,13 +275,9 @@ class Session:
         for _ in range(steps):
             body = Newton(prompts=tuple(prompts), stop=stop, weights=at.weights, bias=at.bias)
             replies = yield self._round("newton", dict.fromkeys(everyone, body))
-            right_size = _answers(replies, NewtonPart, lambda b: len(b.gradient) ** 2 == len(b.hessian) == size**2)
-            parts = [_newton_sums(part) for part in right_size.values()]
-            if not parts:
+            pooled = sum_newton_parts(replies, size)
+            if pooled is None:
                 raise RunError("no client took part in the calibration; at least one is needed")
-            pooled = parts[0]
-            for part in parts[1:]:
-                pooled = pooled + part
             at = newton_step(pooled, at, start, strength)
         return self.prompt_set(prompts, at)
 
@@ -304,11 +300,12 @@ def _answers(replies: Replies, kind: type[B], fits: Callable[[B], bool]) -> dict
     return {c: r.body for c, r in replies.items() if isinstance(r.body, kind) and fits(r.body)}
 
 
-def _newton_sums(part: NewtonPart) -> NewtonSums:
-    size = len(part.gradient)
-    return NewtonSums(
-        n=part.n,
-        loss=part.loss,
-        gradient=np.array(part.gradient),
-        hessian=np.reshape(part.hessian, (size, size)),
-    )
+def sum_newton_parts(replies: Replies, size: int) -> NewtonSums | None:
+    """The clients' parts of a Newton step in ``size`` parameters, summed; None where there are none."""
+    right_size = _answers(replies, NewtonPart, lambda b: len(b.gradient) ** 2 == len(b.hessian) == size**2)
+    total: NewtonSums | None = None
+    for part in right_size.values():
+        gradient, hessian = np.array(part.gradient), np.reshape(part.hessian, (size, size))
+        one = NewtonSums(n=part.n, loss=part.loss, gradient=gradient, hessian=hessian)
+        total = one if total is None else total + one
+    return total

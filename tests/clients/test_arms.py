@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
-from clients.arms import ARMS, RAW, Arms, with_source
+from clients.arms import ARMS, RAW, Arms
 from clients.client import Client
 from clients.data import ClientData, Labelled
 from clients.domain import LinearHead, smoothed
@@ -42,9 +43,14 @@ def scene(fm: BaseFM | None = None) -> tuple[Arms, Client, CountingFM]:
 
 
 def predict(
-    arms: Arms, fm: BaseFM, arm: str, prompt: PromptSet | None = PAIR, head: tuple[float, ...] = ()
+    arms: Arms,
+    fm: BaseFM,
+    arm: str,
+    prompt: PromptSet | None = PAIR,
+    head: tuple[float, ...] = (),
+    stack: tuple[float, ...] = (1.0, 0.5),
 ) -> FloatArray:
-    return wait_for(arms.predict(Evaluate(arm=arm, prompt=prompt, head=head), fm))[0]
+    return wait_for(arms.predict(Evaluate(arm=arm, prompt=prompt, head=head, stack=stack), fm))[0]
 
 
 def test_the_pooled_arm_uses_the_calibration_of_the_prompt_set() -> None:
@@ -98,19 +104,54 @@ def test_the_averaged_head() -> None:
     assert got == pytest.approx(LinearHead(2, head).predict_proba(WordEncoder().encode(client.data.test.texts)))
 
 
-def test_stacking_adds_the_domain_model_as_a_source() -> None:
+def test_fm_and_domain_model_are_weighed_together() -> None:
     arms, client, fm = scene()
-
-    got = predict(arms, fm, "fm_dm")
-
-    stacker = arms.stack(PAIR)
-    assert len(stacker.weights) == 3
-    assert stacker.weights[2] > 0.1  # it knows words that the prompts do not
     test = np.stack([np.asarray(fm.score_labels(p, client.data.test.texts)) for p in PAIR.prompts], axis=1)
     domain = smoothed(client.domain_model().predict_proba(client.data.test.texts))
-    assert got == pytest.approx(stacker.predict_proba(with_source(test, domain)))
-    labels = client.data.test.labels
-    assert (got.argmax(axis=1) == labels).mean() >= (predict(arms, fm, "fm").argmax(axis=1) == labels).mean()
+    # The FM's calibration knows the label proportions, 16/22 and 6/22; the domain model's share of them is taken off.
+    half = 0.5 * np.log(16 / 6)
+    own = arms.domain_calibration.logits(domain[:, None]) - np.array([-half, half])
+
+    got = predict(arms, fm, "fm_dm", stack=(1.5, 0.25))
+
+    both = 1.5 * arms.calibrate(PAIR).logits(test) + 0.25 * own
+    assert got == pytest.approx(softmax(both, axis=1))
+    assert predict(arms, fm, "fm_dm", stack=(1.0, 0.0)) == pytest.approx(predict(arms, fm, "fm"))
+
+
+def test_a_client_s_part_in_weighing_is_the_slope_of_its_loss() -> None:
+    arms, _, _ = scene()
+
+    at = arms.stack_sums(PAIR, (1.0, 0.5))
+
+    step = 1e-5
+    slopes = [
+        (arms.stack_sums(PAIR, up).loss - arms.stack_sums(PAIR, down).loss) / (2 * step)
+        for up, down in (((1 + step, 0.5), (1 - step, 0.5)), ((1.0, 0.5 + step), (1.0, 0.5 - step)))
+    ]
+    assert at.n == 16
+    assert at.gradient == pytest.approx(slopes, abs=1e-6)
+    assert (np.linalg.eigvalsh(at.hessian) >= 0).all()
+    assert arms.stack_sums(PAIR, (0.0, 0.0)).loss == pytest.approx(16 * np.log(2))
+
+
+def test_the_domain_model_in_the_weighing_has_not_seen_the_text() -> None:
+    """One text with a label that no other text like it has: out of fold, the domain model can't know it."""
+    arms, client, _ = scene()
+
+    held_out, fitted = arms._held_out, np.log(client.domain_model().predict_proba(client.data.train.texts))
+
+    labels = client.data.train.labels
+    rows = np.arange(len(labels))
+    assert held_out.shape == fitted.shape == (20, 2)
+    assert held_out[rows, labels].mean() < fitted[rows, labels].mean()
+
+
+def test_weighing_without_weights_is_an_error() -> None:
+    arms, _, fm = scene()
+
+    with pytest.raises(RunError, match="weights of FM and domain model"):
+        predict(arms, fm, "fm_dm", stack=())
 
 
 def test_calls_are_one_a_text_and_prompt_and_are_made_once() -> None:
@@ -159,12 +200,3 @@ def test_a_client_that_scored_nothing_has_the_pooled_calibration_shifted_to_its_
     half = 0.5 * np.log(16 / 6)
     assert got.weights == PAIR.weights
     assert got.bias == pytest.approx((0.25 - half, -0.25 + half))
-
-
-def test_with_source_appends_a_source() -> None:
-    scores, source = np.zeros((2, 1, 3)), np.arange(6.0).reshape(2, 3)
-
-    both = with_source(scores, source)
-
-    assert both.shape == (2, 2, 3)
-    assert both[1, 1].tolist() == [3.0, 4.0, 5.0]

@@ -13,7 +13,7 @@ import pytest
 
 from clients.client import Client
 from clients.data import ClientData, Labelled
-from clients.domain import LinearHead
+from clients.domain import PENALTY, LinearHead
 from clients.scores import brier_score
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.fm.base import BaseFM
@@ -28,7 +28,6 @@ from promptfed.messages import (
     Failed,
     FitHead,
     Head,
-    Join,
     Joined,
     MomentSums,
     Newton,
@@ -36,6 +35,7 @@ from promptfed.messages import (
     Reply,
     Score,
     Scored,
+    Stack,
     Task,
     TaskBody,
     Vote,
@@ -52,7 +52,7 @@ from promptfed.prompts.calibration import Calibration, cross_fitted_proba, momen
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.race import Race
 from promptfed.types import FloatArray, FMRequest, FMResponse, LabelRequest, TextRequest
-from tests.support import LABELS, CountingFM, FailingFM, WordEncoder, bench, client_data, wait_for
+from tests.support import JOIN, LABELS, CountingFM, FailingFM, WordEncoder, bench, client_data, wait_for
 
 P = PromptTemplate(text="It seems wonderful.\nLabel: positive\n\nText: {text}\nLabel:", words=LABELS)
 Q = PromptTemplate(text="It seems boring.\nLabel: negative\n\nText: {text}\nLabel:", words=LABELS)
@@ -68,7 +68,7 @@ def a_client(
 
 
 def ask(client: Client, body: TaskBody, grant: int = 1000, client_id: str = "north") -> Reply:
-    task = Task(round=4, client_id=client_id, phase="tuning", grant=grant, body=body)
+    task = Task(round=4, client_id=client_id, run="run", fleet="tuning", grant=grant, body=body)
     return decode_reply(wait_for(client.handle(encode(task))))
 
 
@@ -84,10 +84,13 @@ def test_join_says_how_many_and_which_labels_occur() -> None:
     only_good = Labelled(texts=("one", "two"), labels=np.array([1, 1]))
     data = ClientData(client_id="north", train=only_good, test=client_data("x", 4, 6).test, n_dropped=3)
 
-    reply = ask(a_client(data=data)[0], Join())
+    reply = ask(a_client(data=data)[0], JOIN)
 
     assert reply == Reply(
-        round=4, client_id="north", usage=Usage(), body=Joined(n_train=2, n_test=6, labels=("positive",), n_dropped=3)
+        round=4,
+        client_id="north",
+        usage=Usage(),
+        body=Joined(fm="scripted:overlap@0", n_train=2, n_test=6, labels=("positive",), n_dropped=3),
     )
 
 
@@ -245,7 +248,7 @@ def test_fit_head_continues_from_the_head_it_is_given() -> None:
 
     def loss(flat: tuple[float, ...]) -> float:
         head = LinearHead(2, np.array(flat))
-        return float(-(targets * np.log(head.predict_proba(x))).sum() + 0.05 * np.square(flat[:-2]).sum())
+        return float(-(targets * np.log(head.predict_proba(x))).sum() + PENALTY / 2 * np.square(flat[:-2]).sum())
 
     assert loss(second.body.weights) < loss(first.body.weights) < 20 * np.log(2)
 
@@ -254,13 +257,14 @@ def test_adopt_keeps_calibration_stacker_and_head_at_home(tmp_path: Path) -> Non
     client, _ = a_client(folder=tmp_path)
     scored(client)
 
-    reply = ask(client, Adopt(prompt=PAIR), grant=0)
+    reply = ask(client, Adopt(prompt=PAIR, stack=(1.0, 0.5)), grant=0)
 
     assert reply.body == Adopted(n_calibration=12)
     own = json.loads((tmp_path / "calibration.json").read_text())
     stacker = json.loads((tmp_path / "stacker.json").read_text())
     assert (len(own["weights"]), len(own["bias"])) == (2, 2)
-    assert len(stacker["weights"]) == 3  # the domain model is the third source
+    assert stacker["weights"] == [1.0, 0.5]
+    assert len(stacker["domain_calibration"]["bias"]) == 2
     assert np.load(tmp_path / "domain_model.npy") == pytest.approx(client.domain_model().head.flat)
 
 
@@ -270,7 +274,7 @@ def test_what_is_kept_names_the_prompt_by_the_id_that_it_is_published_under(tmp_
     client, _ = a_client(folder=tmp_path)
     scored(client)
 
-    ask(client, Adopt(prompt=tuned), grant=0)
+    ask(client, Adopt(prompt=tuned, stack=(1.0, 0.5)), grant=0)
 
     kept = json.loads((tmp_path / "calibration.json").read_text())
     assert kept["prompt_id"] == tuned.prompt_id
@@ -320,7 +324,7 @@ def test_a_task_beyond_its_grant_makes_no_call() -> None:
 
 def test_what_one_grant_left_over_is_not_added_to_the_next() -> None:
     client, fm = a_client()
-    ask(client, Join(), grant=100)
+    ask(client, JOIN, grant=100)
 
     reply = ask(client, Ask(prompts=(P,), stop=5), grant=1)
 
@@ -365,7 +369,7 @@ def test_a_task_that_cannot_be_done_is_a_failed_reply(body: TaskBody, reason: st
 
 
 def test_a_task_for_another_client_is_refused() -> None:
-    reply = ask(a_client()[0], Join(), client_id="south")
+    reply = ask(a_client()[0], JOIN, client_id="south")
 
     assert reply.body == Failed(reason="WireError")
     assert reply.client_id == "north"
@@ -419,16 +423,20 @@ def marked_data(client_id: str = "north") -> ClientData:
 
 
 EVERY_TASK: dict[str, TaskBody] = {
-    "join": Join(),
+    "join": JOIN,
     "write": Write(requests=(TextRequest(prompt="Very short texts:\n-", max_tokens=8),)),
     "weigh": Weigh(requests=(LabelRequest(prefix="", text="It was", suffix="", labels=(" a", " b")),)),
     "vote": Vote(texts=("It seems superb.", "A stale plot.")),
     "ask": Ask(prompts=(P, Q), stop=12),
     "score": score_task((0,), (0, 1)),
     "newton": Newton(prompts=(P, Q), stop=None, weights=(1.0, 1.0), bias=(0.0, 0.0)),
-    "adopt": Adopt(prompt=PAIR),
+    "adopt": Adopt(prompt=PAIR, stack=(1.0, 0.5)),
     "fit_head": FitHead(head=()),
-    **{f"evaluate {arm}": Evaluate(arm=arm, prompt=PAIR) for arm in ("fm", "fm_pooled", "fm_dm", "dm_local")},
+    "stack": Stack(prompt=PAIR, weights=(1.0, 0.5)),
+    **{
+        f"evaluate {arm}": Evaluate(arm=arm, prompt=PAIR, stack=(1.0, 0.5))
+        for arm in ("fm", "fm_pooled", "fm_dm", "dm_local")
+    },
     "unknown arm": Evaluate(arm="nope", prompt=PAIR),
     "bad set": Score(prompts=(P,), sets=((9,),), stop=3, weights=(1.0,), bias=(0.0, 0.0)),
     "bad head": Evaluate(arm="dm_fedavg", head=(1.0,)),
@@ -449,7 +457,7 @@ def test_no_reply_to_any_task_carries_a_text(
     scored(client)
 
     for name, body in EVERY_TASK.items():
-        task = Task(round=1, client_id="north", phase="tuning", grant=500, body=body)
+        task = Task(round=1, client_id="north", run="run", fleet="tuning", grant=500, body=body)
         data = wait_for(client.handle(encode(task)))
         assert_silent(data)
         if name in ("unknown arm", "bad set", "bad head"):
@@ -516,4 +524,4 @@ def test_the_domain_model_is_fitted_once_on_all_training_texts() -> None:
 
     assert client.domain_model() is client.domain_model()
     proba = client.domain_model().predict_proba(client.data.train.texts)
-    assert (proba.argmax(axis=1) == client.data.train.labels).mean() > 0.9
+    assert (proba.argmax(axis=1) == client.data.train.labels).mean() >= 0.9

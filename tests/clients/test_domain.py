@@ -23,18 +23,18 @@ def blobs(n: int, n_labels: int, dimension: int = 6, seed: int = 0) -> tuple[Flo
 
 
 @pytest.mark.parametrize("n_labels", [3, 5])
-def test_the_head_is_scikit_learns_with_c_of_ten(n_labels: int) -> None:
+def test_the_head_is_scikit_learns_with_c_the_inverse_penalty(n_labels: int) -> None:
     x, labels = blobs(60, n_labels)
     fresh, _ = blobs(30, n_labels, seed=1)
 
     ours = LinearHead(n_labels).fit(x, np.eye(n_labels)[labels], max_iter=2000)
-    theirs = LogisticRegression(C=10, tol=1e-8, max_iter=5000).fit(x, labels)
+    theirs = LogisticRegression(C=1 / PENALTY, tol=1e-8, max_iter=5000).fit(x, labels)
 
     assert ours.predict_proba(fresh) == pytest.approx(theirs.predict_proba(fresh), abs=2e-3)
 
 
 def test_with_two_labels_it_is_scikit_learns_with_twice_the_c() -> None:
-    """PENALTY/2 |W|^2 over two rows: W = (-w/2, w/2) has half the square of scikit-learn's single w, so C is 20."""
+    """PENALTY/2 |W|^2 over two rows: W = (-w/2, w/2) has half the square of scikit-learn's single w: C = 2/PENALTY."""
     x, labels = blobs(60, 2)
     fresh, _ = blobs(30, 2, seed=1)
 
@@ -49,7 +49,7 @@ def test_soft_targets_are_weighted_examples() -> None:
     soft = 0.7 * np.eye(3)[labels] + 0.1  # 0.8 for the label, 0.1 for each other
 
     ours = LinearHead(3).fit(x, soft, max_iter=2000)
-    theirs = LogisticRegression(C=10, tol=1e-8, max_iter=5000).fit(
+    theirs = LogisticRegression(C=1 / PENALTY, tol=1e-8, max_iter=5000).fit(
         np.repeat(x, 3, axis=0), np.tile(np.arange(3), 30), sample_weight=soft.ravel()
     )
 

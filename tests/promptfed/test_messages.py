@@ -52,7 +52,7 @@ text_requests = st.builds(
 measured = st.dictionaries(st.text(max_size=10), number, max_size=4)
 
 TASK_BODIES: dict[type, st.SearchStrategy[Any]] = {
-    m.Join: st.builds(m.Join),
+    m.Join: st.builds(m.Join, labels=texts, seed=count),
     m.Write: st.builds(m.Write, requests=st.lists(text_requests, max_size=3).map(tuple)),
     m.Weigh: st.builds(m.Weigh, requests=st.lists(label_requests, max_size=3).map(tuple)),
     m.Vote: st.builds(m.Vote, texts=texts),
@@ -66,12 +66,13 @@ TASK_BODIES: dict[type, st.SearchStrategy[Any]] = {
         bias=numbers,
     ),
     m.Newton: st.builds(m.Newton, prompts=prompts, stop=st.none() | count, weights=numbers, bias=numbers),
-    m.Adopt: st.builds(m.Adopt, prompt=prompt_sets()),
+    m.Stack: st.builds(m.Stack, prompt=prompt_sets(), weights=st.tuples(number, number)),
+    m.Adopt: st.builds(m.Adopt, prompt=prompt_sets(), stack=st.tuples(number, number)),
     m.FitHead: st.builds(m.FitHead, head=numbers),
     m.Evaluate: st.builds(m.Evaluate, arm=st.text(), prompt=st.none() | prompt_sets(), head=numbers),
 }
 REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
-    m.Joined: st.builds(m.Joined, n_train=count, n_test=count, labels=texts, n_dropped=count),
+    m.Joined: st.builds(m.Joined, fm=st.text(), n_train=count, n_test=count, labels=texts, n_dropped=count),
     m.Written: st.builds(m.Written, texts=texts),
     m.Weighed: st.builds(
         m.Weighed,
@@ -90,8 +91,8 @@ REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
 
 
 def tasks(body: st.SearchStrategy[Any]) -> st.SearchStrategy[m.Task]:
-    phase = st.sampled_from(["tuning", "evaluation", "baselines"])
-    return st.builds(m.Task, round=count, client_id=st.text(max_size=10), phase=phase, grant=count, body=body)
+    name = st.text("abcz019_-", min_size=1, max_size=64)
+    return st.builds(m.Task, round=count, client_id=st.text(max_size=10), run=name, fleet=name, grant=count, body=body)
 
 
 def replies(body: st.SearchStrategy[Any]) -> st.SearchStrategy[m.Reply]:
@@ -104,7 +105,8 @@ TEMPLATE = PromptTemplate(text="Review: {text}\nLabel:", words=("bad", "good"))
 TASK = m.Task(
     round=3,
     client_id="north",
-    phase="tuning",
+    run="run",
+    fleet="tuning",
     grant=7,
     body=m.Score(prompts=(TEMPLATE,), sets=((0,),), stop=7, weights=(1.5,), bias=(0.25, -0.25)),
 )
@@ -270,7 +272,9 @@ def test_a_reply_with_a_wrong_field_is_a_wire_error(changes: dict[str, Any]) -> 
     "changes",
     [
         {"surprise": 1},
-        {"phase": "holiday"},
+        {"fleet": "../holiday"},
+        {"run": "x" * 65},
+        {"run": ""},
         {"grant": "many"},
         {"body": {"surprise": 1}},
         {"body": {"prompts": [{"text": "no slot", "words": ["a", "b"], "separator": " "}]}},
@@ -290,7 +294,7 @@ def test_an_inconsistent_prompt_set_is_a_wire_error() -> None:
         "kind": "adopt",
         "prompt": {"labels": ["a", "b"], "prompts": [asdict(TEMPLATE)], "weights": [1.0, 1.0], "bias": [0.0, 0.0]},
     }
-    data = msgpack.packb({"round": 1, "client_id": "a", "phase": "tuning", "grant": 0, "body": body})
+    data = msgpack.packb({"round": 1, "client_id": "a", "run": "run", "fleet": "tuning", "grant": 0, "body": body})
 
     with pytest.raises(WireError):
         m.decode_task(data)

@@ -7,12 +7,19 @@ from collections.abc import Mapping
 import pytest
 
 from promptfed.errors import RunError
-from promptfed.federation.evaluation import FEDAVG_ROUNDS, evaluate, fedavg_heads, join, summarise
-from promptfed.messages import Evaluate, Evaluated, Failed, FitHead, Head, Join, Joined, Reply, ReplyBody
+from promptfed.federation.evaluation import FEDAVG_ROUNDS, evaluate, fedavg_heads, fit_stack, join, summarise
+from promptfed.messages import Evaluate, Evaluated, Failed, FitHead, Head, Joined, NewtonPart, Reply, ReplyBody, Stack
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Round
-from tests.support import finish, replies
+from tests.support import JOIN, finish, replies
+
+PROMPT = PromptSet(
+    labels=("bad", "good"),
+    prompts=(PromptTemplate(text="Review: {text}\nLabel:", words=("bad", "good")),),
+    weights=(1.0,),
+    bias=(0.0, 0.0),
+)
 
 
 def evaluated(value: float, error: float = 0.0, n: int = 10) -> Evaluated:
@@ -20,12 +27,36 @@ def evaluated(value: float, error: float = 0.0, n: int = 10) -> Evaluated:
 
 
 def test_join_asks_everybody_and_keeps_those_who_joined() -> None:
-    joined = Joined(n_train=3, n_test=0, labels=("x",), n_dropped=1)
+    joined = Joined(fm="m", n_train=3, n_test=0, labels=("x",), n_dropped=1)
 
-    (sent,), got = finish(join(["a", "b"]), lambda _: replies({"a": joined, "b": Failed(reason="E")}))
+    (sent,), got = finish(join(["a", "b"], JOIN), lambda _: replies({"a": joined, "b": Failed(reason="E")}))
 
-    assert sent.tasks == {"a": Join(), "b": Join()}
+    assert sent.tasks == {"a": JOIN, "b": JOIN}
     assert got == {"a": joined}
+
+
+def test_weights_of_fm_and_domain_models_are_found_from_sums() -> None:
+    """Two clients of loss 50/2 * ((a - 2)^2 + (b - 1)^2): near (2, 1), held a little to the start at (1, 1/2)."""
+
+    def answer(round_: Round) -> dict[str, Reply]:
+        out = {}
+        for client, task in round_.tasks.items():
+            assert isinstance(task, Stack)
+            gradient = tuple(50 * (w - best) for w, best in zip(task.weights, (2.0, 1.0), strict=True))
+            out[client] = NewtonPart(n=50, loss=0.0, gradient=gradient, hessian=(50.0, 0.0, 0.0, 50.0))
+        return replies(out)
+
+    rounds, (fm, dm) = finish(fit_stack(["a", "b"], PROMPT), answer)
+
+    # Minimum of 100/2 (x - best)^2 + 4/2 ((x - x0) / x0)^2: (100 best + 4/x0) / (100 + 4/x0^2).
+    assert fm == pytest.approx((100 * 2 + 4) / (100 + 4))
+    assert dm == pytest.approx((100 * 1 + 8) / (100 + 16))
+    assert [r.name for r in rounds] == ["stack"] * 3
+
+
+def test_weighing_needs_a_client() -> None:
+    with pytest.raises(RunError, match="at least one"):
+        finish(fit_stack(["a"], PROMPT), lambda _: replies({"a": Failed(reason="E")}))
 
 
 def test_fedavg_weighs_heads_by_texts_and_sends_the_mean_on() -> None:
@@ -52,7 +83,7 @@ def test_fedavg_weighs_heads_by_texts_and_sends_the_mean_on() -> None:
 
 def test_fedavg_without_any_head_is_a_run_error() -> None:
     with pytest.raises(RunError, match="head"):
-        finish(fedavg_heads(["a"]), lambda _: replies({"a": Joined(n_train=1, n_test=1, labels=(), n_dropped=0)}))
+        finish(fedavg_heads(["a"]), lambda _: replies({"a": Failed(reason="E")}))
 
 
 def prompt_set(n: int) -> PromptSet:

@@ -16,7 +16,7 @@ from promptfed.federation.checkpoint import Checkpoint
 from promptfed.messages import Joined, decode_task
 from promptfed.prompts.artefact import PromptSet
 from promptfed.strategies.race import Race
-from tests.support import Bench, bench, pooled_accuracy, public_texts
+from tests.support import JOIN, Bench, bench, pooled_accuracy, public_texts
 
 BUDGET = 600
 WORTH_HAVING = 0.75  # the bare instruction, which knows no word of a label, is at 0.5
@@ -147,7 +147,7 @@ def test_a_client_that_joins_in_the_middle_takes_part_from_then_on(arrives: int)
     def welcome(client: str, joined: Joined) -> None:
         present[client] = joined.n_train
 
-    b.server.invite(["client3"], welcome)
+    b.server.invite(["client3"], JOIN, welcome)
     prompt = b.drive(Race().run(federation), BUDGET)
 
     assert list(present) == ["client0", "client1", "client2", "client3"]

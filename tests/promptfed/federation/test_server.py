@@ -12,12 +12,12 @@ from promptfed.federation.events import EventLog
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.federation.server import Limits, Server
 from promptfed.ledger import Ledger, Usage
-from promptfed.messages import Adopted, Failed, Join, Joined, Reply, ReplyBody, Task, decode_task, encode
+from promptfed.messages import Adopted, Failed, Joined, Reply, ReplyBody, Task, decode_task, encode
 from promptfed.strategies.base import Round, Steps
 from promptfed.types import FMResponse
-from tests.support import wait_for
+from tests.support import JOIN, wait_for
 
-JOINED = Joined(n_train=4, n_test=2, labels=("a", "b"), n_dropped=0)
+JOINED = Joined(fm="m", n_train=4, n_test=2, labels=("a", "b"), n_dropped=0)
 Handler = Callable[[Task], bytes | None]
 
 
@@ -59,17 +59,18 @@ def rounds(*grants: Mapping[str, int], clients: str = "ab") -> Steps[list[dict[s
     """A method that sends one round a grant and returns what came back."""
     got = []
     for i, grant in enumerate(grants):
-        got.append(dict((yield Round(name=f"r{i}", tasks=dict.fromkeys(clients, Join()), grants=grant))))
+        got.append(dict((yield Round(name=f"r{i}", tasks=dict.fromkeys(clients, JOIN), grants=grant))))
     return got
 
 
-def test_tasks_carry_round_client_phase_and_grant() -> None:
-    s, post, _, _ = server({"a": spends_its_grant, "b": spends_its_grant})
+def test_tasks_carry_round_client_run_fleet_and_grant() -> None:
+    post = Post({"a": spends_its_grant, "b": spends_its_grant})
+    s = Server(post, Ledger(), EventLog(), run="run7", fleet="zero_shot")
 
     wait_for(s.drive(rounds({"a": 3}, {"b": 2}), "baselines", 10))
 
     first, second = post.sent
-    assert first["a"] == Task(round=1, client_id="a", phase="baselines", grant=3, body=Join())
+    assert first["a"] == Task(round=1, client_id="a", run="run7", fleet="zero_shot", grant=3, body=JOIN)
     assert first["b"].grant == 0
     assert (second["a"].round, second["b"].grant) == (2, 2)
 
@@ -270,12 +271,12 @@ def test_a_client_that_came_late_is_asked_to_join_until_it_does() -> None:
     joined: dict[str, Joined] = {}
 
     def late(task: Task) -> bytes | None:
-        assert task.body == Join()
+        assert task.body == JOIN
         body = next(answers)
         return body and says(body)(task)
 
     s, post, _, events = server({"a": says(JOINED), "b": says(JOINED), "c": late}, quorum=1.0)
-    s.invite(["c"], joined.__setitem__)
+    s.invite(["c"], JOIN, joined.__setitem__)
 
     got = wait_for(s.drive(rounds({}, {}, {}), "tuning", 0))
 

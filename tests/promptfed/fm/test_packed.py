@@ -132,12 +132,24 @@ def test_tied_embeddings_serve_as_the_head(tiny_llama: Path, tmp_path: Path) -> 
 
 
 def test_bfloat16_is_near(tiny_llama: Path, packed: PackedLlama) -> None:
-    half = PackedLlama(tiny_llama)
+    half = PackedLlama(tiny_llama, torch.bfloat16)
 
     got, want = (m.hidden([[1, 2, 3, 4]], m.prefill([5, 6]), [4]).float() for m in (half, packed))
 
     assert (torch.nn.functional.cosine_similarity(got, want) > 0.99).all()
     assert half.embedding.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("has", "dtype"),
+    [({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)],
+)
+def test_a_cpu_without_bfloat16_computes_in_float32(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, has: dict[str, bool], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+
+    assert PackedLlama(tiny_llama).embedding.dtype == dtype
 
 
 # ---------------------------------------------------------------- models that it does not compute

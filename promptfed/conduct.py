@@ -1,0 +1,297 @@
+"""The steps of a run, whatever carries its messages: join, tune, adopt, measure, compare with the baselines, write.
+
+`promptfed.app.Simulation` conducts clients that are objects in this process, `promptfed.network.NetworkRun` those that
+are elsewhere. Both give a `Server` for each fleet: the clients once more, with a memory of their own, for each phase.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from evaluators.metrics import PRIMARY
+from promptfed.config import Config
+from promptfed.errors import ConfigError
+from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, fit_stack, join, summarise
+from promptfed.federation.events import EventLog, Listener
+from promptfed.federation.server import Limits, Server
+from promptfed.files import write_whole
+from promptfed.ledger import Ledger
+from promptfed.messages import Evaluate, Evaluated, Join, Joined
+from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.template import PromptTemplate
+from promptfed.report.build import build_report
+from promptfed.strategies.base import Federation, Strategy
+from promptfed.strategies.baselines import Given, manual_prompt, zero_shot_prompt
+
+SCHEMA_VERSION = 1
+TUNING = "tuning"
+# The arms that every run measures, in this order: those that share prompts share FM calls.
+TUNED_ARMS = ("fm", "fm_pooled", "fm_single", "fm_dm", "dm_local")
+# Texts a client that calibrate the hand-written prompt: as many as the tuned prompts typically get.
+MANUAL_CALIBRATION_TEXTS = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a run came to. ``summary`` is summary.json; ``folder`` is None for a run that was not kept."""
+
+    prompt: PromptSet
+    summary: Mapping[str, Any]
+    folder: Path | None
+
+    def score(self, arm: str = "fm", metric: str = PRIMARY) -> float:
+        """Mean over clients of ``metric`` for ``arm``, on held-out texts."""
+        return float(self.summary["metrics"][metric][arm]["mean"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskText:
+    """What the server knows of the task: labels, the words shown for them, and public texts."""
+
+    labels: tuple[str, ...]
+    words: tuple[str, ...]
+    public: tuple[str, ...]
+
+
+class Conductor(ABC):
+    """One run. ``fm_id`` and ``encoder_id`` are for the books: the server asks no model."""
+
+    transport: ClassVar[str]
+
+    def __init__(
+        self, config: Config, task: TaskText, method: Strategy, folder: Path | None, listeners: Sequence[Listener]
+    ) -> None:
+        self.config, self.task, self.method, self.folder = config, task, method, folder
+        self.ledger = Ledger()
+        self.events = EventLog(folder / "events.jsonl" if folder else None, tuple(listeners))
+        self._arms: dict[str, dict[str, Evaluated]] = {}
+
+    # ------------------------------------------------------------------------------- what a transport has to give
+
+    @property
+    @abstractmethod
+    def client_ids(self) -> list[str]:
+        """Everybody who is expected to join, sorted."""
+
+    @property
+    @abstractmethod
+    def fm_id(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def encoder_id(self) -> str: ...
+
+    @abstractmethod
+    def open(self, fleet: str) -> Server:
+        """A server for the clients of ``fleet``, with a checkpoint of its own."""
+
+    @abstractmethod
+    async def centralised(self, federation: Federation) -> tuple[Server, PromptSet]:
+        """Tune with all texts in one place; a server of clients that remember their own texts' scores, and the prompt.
+
+        Raises `ConfigError` where texts can't be put in one place.
+        """
+
+    @property
+    def join_task(self) -> Join:
+        """What every client is told when it joins."""
+        return Join(labels=self.task.labels, seed=self.config.seed)
+
+    def compare(self) -> dict[str, Any]:
+        """``{arm: comparison}`` of the tuned prompt with every other arm, where per-text results are at hand."""
+        return {}
+
+    # ------------------------------------------------------------------------------------------- parts of a run
+
+    @property
+    def limits(self) -> Limits:
+        budget, rounds = self.config.budget, self.config.rounds
+        return Limits(
+            max_tokens=budget.max_tokens, max_usd=budget.max_usd, deadline_s=rounds.deadline_s, quorum=rounds.quorum
+        )
+
+    async def conduct(self, start: Mapping[str, Any]) -> Result:
+        """Tune, adopt, evaluate, compare with the baselines, write the run folder. ``start`` is logged first."""
+        ids = self.client_ids
+        server = self.open(TUNING)
+        self.events.add(
+            "start",
+            {
+                "method": self.method.name,
+                "seed": self.config.seed,
+                "clients": ids,
+                "max_fm_calls": self.config.budget.max_fm_calls,
+                **start,
+                "transport": self.transport,
+            },
+        )
+        joined = await server.drive(join(ids, self.join_task), "tuning", 0)
+        n_test = {c: j.n_test for c, j in joined.items()}
+        federation = self._federation(n_train := {c: j.n_train for c, j in sorted(joined.items())})
+
+        def welcome(client: str, newcomer: Joined) -> None:
+            n_train[client], n_test[client] = newcomer.n_train, newcomer.n_test
+            joined[client] = newcomer
+
+        self._check_budget(federation, any(n_test.values()))
+        server.invite(set(ids) - set(joined), self.join_task, welcome)
+        prompt = await self.tune(server, self.method, federation)
+        stack = await server.drive(fit_stack(list(federation.clients), prompt), "tuning", 0)
+        await server.drive(adopt(list(federation.clients), prompt, stack), "tuning", 0)
+        if any(n_test.values()):
+            single = await self.tune(server, Given(prompt.prompts[:1]), replace(federation, max_fm_calls=0))
+            await self._evaluate(server, prompt, single, stack, n_test)
+            await self._baselines(federation, n_test)
+        return self._finish(prompt, stack, sum(j.n_dropped for j in joined.values()))
+
+    async def tune(self, server: Server, method: Strategy, federation: Federation, phase: Any = "tuning") -> PromptSet:
+        """Drive ``method`` to its end."""
+        return await server.drive(method.run(federation), phase, federation.max_fm_calls)
+
+    def _check_budget(self, federation: Federation, is_measured: bool) -> None:
+        """Let the method refuse a budget before anything is paid for, also the share of one client alone."""
+        next(self.method.run(replace(federation, log=silent)), None)
+        if is_measured and "local_only" in self.config.evaluation.baselines:
+            try:
+                next(self.method.run(_alone(federation, next(iter(federation.clients)))), None)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"evaluation.baselines has local_only, where each client has its share of the calls: {error}, "
+                    "times the number of clients, or leave the baseline out"
+                ) from None
+
+    async def _evaluate(
+        self,
+        server: Server,
+        prompt: PromptSet,
+        single: PromptSet,
+        stack: tuple[float, float],
+        n_test: Mapping[str, int],
+    ) -> None:
+        prompts: dict[str, PromptSet | None] = {"fm_single": single, "dm_local": None}
+        for arm in TUNED_ARMS:
+            task = Evaluate(arm=arm, prompt=prompts.get(arm, prompt), stack=stack if arm == "fm_dm" else ())
+            await self._measure_each(server, dict.fromkeys(self.client_ids, task), n_test, "evaluation")
+
+    async def _measure(self, server: Server, arm: str, prompt: PromptSet, n_test: Mapping[str, int]) -> None:
+        """Measure the baseline ``arm`` with the same prompt at every client."""
+        await self._measure_each(server, dict.fromkeys(self.client_ids, Evaluate(arm=arm, prompt=prompt)), n_test)
+
+    async def _measure_each(
+        self, server: Server, tasks: Mapping[str, Evaluate], n_test: Mapping[str, int], phase: Any = "baselines"
+    ) -> None:
+        arm = next(iter(tasks.values())).arm
+        measured = await server.drive(evaluate(tasks, n_test), phase, 10**9)
+        self._arms.setdefault(arm, {}).update(measured)
+        self.events.add(
+            "arm", {"arm": arm, PRIMARY: float(np.mean([e.values[PRIMARY] for e in self._arms[arm].values()]))}
+        )
+
+    async def _baselines(self, federation: Federation, n_test: Mapping[str, int]) -> None:
+        for name in self.config.evaluation.baselines:
+            if name == "centralised":
+                server, prompt = await self.centralised(federation)
+                await self._measure(server, name, prompt, n_test)
+                continue
+            server = self.open(name)
+            if name == "zero_shot":
+                await self._measure(server, name, _raw(federation, zero_shot_prompt(federation)), n_test)
+            elif name == "manual_few_shot":
+                by_hand = manual_prompt(federation, self.config.evaluation.manual_prompt)
+                n_calls = MANUAL_CALIBRATION_TEXTS * len(self.client_ids)
+                given = Given([by_hand], MANUAL_CALIBRATION_TEXTS)
+                tuned = await self.tune(server, given, replace(federation, max_fm_calls=n_calls), "baselines")
+                for arm in (name, f"{name}_calibrated"):
+                    await self._measure(server, arm, tuned, n_test)
+            elif name == "dm_fedavg":
+                head = await server.drive(fedavg_heads(list(federation.clients)), "baselines", 0)
+                task = Evaluate(arm=name, head=head)
+                await self._measure_each(server, dict.fromkeys(self.client_ids, task), n_test)
+            else:
+                await self._local_only(server, federation, n_test)
+
+    async def _local_only(self, server: Server, federation: Federation, n_test: Mapping[str, int]) -> None:
+        """Each client alone, with its share of the calls."""
+        tasks = {}
+        for client in self._arms["fm"]:  # who is gone, or has no held-out texts, is not measured
+            alone = _alone(federation, client)
+            tasks[client] = Evaluate(arm="local_only", prompt=await self.tune(server, self.method, alone, "baselines"))
+        await self._measure_each(server, tasks, n_test)
+
+    def _federation(self, n_train: Mapping[str, int]) -> Federation:
+        config = self.config
+        return Federation(
+            clients=n_train,
+            labels=self.task.labels,
+            words=self.task.words,
+            instruction=config.task.instruction,
+            public=self.task.public,
+            max_fm_calls=config.budget.max_fm_calls,
+            max_prompts=config.method.max_prompts,
+            seed=config.seed,
+            log=self.events.add,
+        )
+
+    def shared_arms(self) -> dict[str, dict[str, Evaluated]]:
+        """Of every other arm, what the clients gave for it that were measured on the tuned prompt too."""
+        tuned = self._arms.get("fm", {})
+        both = {a: {c: e for c, e in m.items() if c in tuned} for a, m in self._arms.items() if a != "fm"}
+        return {arm: measured for arm, measured in both.items() if measured}
+
+    def _finish(self, prompt: PromptSet, stack: tuple[float, float], n_dropped: int) -> Result:
+        config = self.config
+        summary: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "method": self.method.name,
+            "seed": config.seed,
+            "fm": self.fm_id,
+            "encoder": self.encoder_id,
+            "transport": self.transport,
+            "n_clients": len(self.client_ids),
+            "labels": list(self.task.labels),
+            "prompt_id": prompt.prompt_id,
+            "stack": {"fm": round(stack[0], 4), "dm": round(stack[1], 4)},
+            "primary_metric": PRIMARY,
+            "metrics": summarise(self._arms),
+            "calls_per_prediction": {
+                arm: float(np.mean([e.calls_per_prediction for e in by_client.values()]))
+                for arm, by_client in self._arms.items()
+            },
+            "max_fm_calls": config.budget.max_fm_calls,
+            "n_dropped_texts": n_dropped,
+            "ledger": self.ledger.as_dict(),
+            "privacy": {"releases": []},
+        }
+        self.events.add("end", {"prompt_id": prompt.prompt_id})
+        if self.folder is not None:
+            prompt.save(
+                self.folder / "prompt.json",
+                about={"method": self.method.name, "seed": config.seed, "fm": self.fm_id},
+            )
+            summary["comparisons"] = self.compare()
+            text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+            write_whole(self.folder / "summary.json", text)
+            build_report(self.folder)
+        return Result(prompt=prompt, summary=summary, folder=self.folder)
+
+
+def _alone(federation: Federation, client: str) -> Federation:
+    """One client of a federation, with its share of the calls."""
+    share = federation.max_fm_calls // len(federation.clients)
+    return replace(federation, clients={client: federation.clients[client]}, max_fm_calls=share, log=silent)
+
+
+def silent(_kind: str, _data: Mapping[str, Any]) -> None:
+    """A method that runs as a baseline tells the event log nothing of its own."""
+
+
+def _raw(federation: Federation, prompt: PromptTemplate) -> PromptSet:
+    """A single prompt as it is, without calibration."""
+    return PromptSet(labels=federation.labels, prompts=(prompt,), weights=(1.0,), bias=(0.0,) * len(federation.labels))
