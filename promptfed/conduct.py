@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from clients.data import read_texts
 from evaluators.metrics import PRIMARY
 from promptfed.config import Config
-from promptfed.errors import ConfigError
+from promptfed.errors import CapabilityError, ConfigError
 from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, fit_stack, join, summarise
 from promptfed.federation.events import EventLog, Listener
 from promptfed.federation.server import Limits, Server
@@ -58,6 +59,16 @@ class TaskText:
     labels: tuple[str, ...]
     words: tuple[str, ...]
     public: tuple[str, ...]
+
+
+def task_text(config: Config, labels: tuple[str, ...]) -> TaskText:
+    """What ``config`` says of a task with ``labels``; reads the public texts. Raises `ConfigError` and `DataError`."""
+    unknown = sorted(set(config.task.verbalizer) - set(labels))
+    if unknown:
+        raise ConfigError(f"task.verbalizer has {', '.join(unknown)}; the labels are {', '.join(labels)}")
+    words = tuple(config.task.verbalizer.get(label, label) for label in labels)
+    public = read_texts(config.data.public, text_column=config.data.text_column) if config.data.public else []
+    return TaskText(labels=labels, words=words, public=tuple(public))
 
 
 class Conductor(ABC):
@@ -104,6 +115,17 @@ class Conductor(ABC):
         """What every client is told when it joins."""
         return Join(labels=self.task.labels, seed=self.config.seed)
 
+    def check_joined(self, joined: Mapping[str, Joined]) -> None:
+        """Raises `ConfigError` unless all clients ask the same model, and `CapabilityError` if it can't do the task."""
+        models = {j.fm: c for c, j in sorted(joined.items(), reverse=True)}
+        if len(models) > 1:
+            told = ", ".join(f"{c}: {fm}" for fm, c in sorted(models.items()))
+            raise ConfigError(f"the clients ask different foundation models ({told}); all have to ask the same one")
+        for c, j in sorted(joined.items()):
+            if missing := sorted(self.method.needs - set(j.capabilities)):
+                wanted = f"method {self.method.name!r} needs {', '.join(missing)} from the FM"
+                raise CapabilityError(f"{wanted}; that of client {c!r}, {j.fm}, does not offer it")
+
     def compare(self) -> dict[str, Any]:
         """``{arm: comparison}`` of the tuned prompt with every other arm, where per-text results are at hand."""
         return {}
@@ -133,12 +155,14 @@ class Conductor(ABC):
             },
         )
         joined = await server.drive(join(ids, self.join_task), "tuning", 0)
+        self.check_joined(joined)
         n_test = {c: j.n_test for c, j in joined.items()}
         federation = self._federation(n_train := {c: j.n_train for c, j in sorted(joined.items())})
 
         def welcome(client: str, newcomer: Joined) -> None:
             n_train[client], n_test[client] = newcomer.n_train, newcomer.n_test
             joined[client] = newcomer
+            self.check_joined(joined)
 
         self._check_budget(federation, any(n_test.values()))
         server.invite(set(ids) - set(joined), self.join_task, welcome)

@@ -90,6 +90,22 @@ class Rounds(_Section):
     quorum: float = Field(gt=0, le=1, default=0.5)
 
 
+class Network(_Section):
+    """``[network]``: where this server waits for its clients, and who they are.
+
+    ``clients`` maps each client's id to a file with its public key; with ``insecure`` (plain text, nobody is checked)
+    it is a list of ids. ``attached`` waits for the app in a Flower deployment that others run, instead of running one.
+    """
+
+    listen: str = "127.0.0.1:9300"
+    clients: dict[str, Path] | tuple[str, ...] = Field(min_length=1)
+    certificate: Path | None = None
+    private_key: Path | None = None
+    insecure: bool = False
+    attached: bool = False
+    wait_s: float = Field(gt=0, default=600.0)
+
+
 Baseline = Literal["zero_shot", "manual_few_shot", "local_only", "dm_fedavg", "centralised"]
 
 
@@ -113,10 +129,13 @@ class Config(_Section):
     method: Method = Method()
     budget: Budget = Budget()
     rounds: Rounds = Rounds()
+    network: Network | None = None
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
     def _one_source(self) -> Config:
+        if self.network is not None:
+            return self._over_a_network(self.network)
         if (self.data.train is None) == (not self.clients):
             raise ValueError("give either data.train or [[clients]] with a train file each")
         if self.clients and (self.data.test or self.partition):
@@ -124,9 +143,30 @@ class Config(_Section):
         ids = [c.id for c in self.clients]
         if len(set(ids)) != len(ids):
             raise ValueError("two [[clients]] have the same id")
+        self._check_labels()
+        return self
+
+    def _over_a_network(self, network: Network) -> Config:
+        if self.data.train or self.data.test or self.clients or self.partition:
+            raise ValueError(
+                "with [network] the texts are at the clients: "
+                "leave out data.train, data.test, [[clients]] and [partition]"
+            )
+        if not self.task.labels:
+            raise ValueError("with [network] task.labels has to say which labels there are, in their order")
+        if "centralised" in self.evaluation.baselines:
+            raise ValueError("evaluation.baselines has centralised: over a network texts can't be put in one place")
+        if isinstance(network.clients, dict) == network.insecure:
+            raise ValueError(
+                "network.clients maps ids to files with public keys; only with network.insecure = true (plain text, "
+                "nobody is checked) it is a list of ids"
+            )
+        self._check_labels()
+        return self
+
+    def _check_labels(self) -> None:
         if len(set(self.task.labels)) != len(self.task.labels) or len(self.task.labels) == 1:
             raise ValueError("task.labels must be two or more different labels")
-        return self
 
 
 def load_config(source: Path | Mapping[str, Any] | Config, overrides: Sequence[str] = ()) -> Config:
@@ -243,4 +283,10 @@ def _rebased(config: Config, base: Path) -> Config:
 
     data = config.data.model_copy(update={k: absolute(getattr(config.data, k)) for k in ("train", "test", "public")})
     clients = tuple(c.model_copy(update={"train": absolute(c.train), "test": absolute(c.test)}) for c in config.clients)
-    return config.model_copy(update={"data": data, "clients": clients})
+    network = config.network
+    if network is not None:
+        files: dict[str, Any] = {k: absolute(getattr(network, k)) for k in ("certificate", "private_key")}
+        if isinstance(network.clients, dict):
+            files["clients"] = {client: absolute(key) for client, key in network.clients.items()}
+        network = network.model_copy(update=files)
+    return config.model_copy(update={"data": data, "clients": clients, "network": network})

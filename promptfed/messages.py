@@ -18,7 +18,7 @@ from promptfed.errors import PromptfedError, WireError
 from promptfed.ledger import Count, Usage
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
-from promptfed.types import LabelRequest, TextRequest
+from promptfed.types import Capability, LabelRequest, TextRequest
 
 
 class _Message:
@@ -169,9 +169,10 @@ class Task(_Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined(_Message):
-    """``fm`` is the id of the foundation model that the client asks."""
+    """``fm`` is the id of the foundation model that the client asks, ``capabilities`` what that can do."""
 
     fm: str
+    capabilities: tuple[Capability, ...]
     n_train: Count
     n_test: Count
     labels: tuple[str, ...]

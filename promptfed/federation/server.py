@@ -76,6 +76,10 @@ class Server:
         round in which one did."""
         self._joiners, self._welcome = dict.fromkeys(clients, task), welcome
 
+    def expect_absent(self, clients: Iterable[str]) -> None:
+        """Don't let a round wait for ``clients`` until they have answered one."""
+        self._absent = set(clients)
+
     async def drive(self, steps: Steps[T], phase: Phase, max_fm_calls: int) -> T:
         """Run a method to its end. No round is sent whose grants would pass ``max_fm_calls``."""
         granted, self._since = 0, perf_counter()

@@ -51,7 +51,7 @@ from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, cross_fitted_proba, moments, sums
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.race import Race
-from promptfed.types import FloatArray, FMRequest, FMResponse, LabelRequest, TextRequest
+from promptfed.types import Capability, FloatArray, FMRequest, FMResponse, LabelRequest, TextRequest
 from tests.support import JOIN, LABELS, CountingFM, FailingFM, WordEncoder, bench, client_data, wait_for
 
 P = PromptTemplate(text="It seems wonderful.\nLabel: positive\n\nText: {text}\nLabel:", words=LABELS)
@@ -80,6 +80,9 @@ def scored(client: Client, prompts: tuple[PromptTemplate, ...] = (P, Q), stop: i
 # ---------------------------------------------------------------- what it answers
 
 
+BOTH = (Capability.LABEL_LOGPROBS, Capability.TEXT)
+
+
 def test_join_says_how_many_and_which_labels_occur() -> None:
     only_good = Labelled(texts=("one", "two"), labels=np.array([1, 1]))
     data = ClientData(client_id="north", train=only_good, test=client_data("x", 4, 6).test, n_dropped=3)
@@ -90,7 +93,7 @@ def test_join_says_how_many_and_which_labels_occur() -> None:
         round=4,
         client_id="north",
         usage=Usage(),
-        body=Joined(fm="scripted:overlap@0", n_train=2, n_test=6, labels=("positive",), n_dropped=3),
+        body=Joined(fm="scripted:overlap@0", capabilities=BOTH, n_train=2, n_test=6, labels=("positive",), n_dropped=3),
     )
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import promptfed
-from promptfed.app import claimed
 from promptfed.errors import BudgetError, CapabilityError, ConfigError, DataError
 from promptfed.federation.events import read_events
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.fm.scripted import ScriptedFM
+from promptfed.folder import claimed
 from promptfed.messages import decode_task
 from promptfed.runs import compare_runs
 from promptfed.types import Capability

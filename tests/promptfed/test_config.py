@@ -94,3 +94,46 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
 
     assert again == config
     assert isinstance(again, Config)
+
+
+NETWORK = {"task": {"labels": ["a", "b"]}, "network": {"clients": ["north", "south"], "insecure": True}}
+
+
+def test_a_network_has_clients_by_name_only_where_nobody_is_checked() -> None:
+    config = load_config(NETWORK)
+
+    assert config.network is not None
+    assert config.network.clients == ("north", "south")
+    for broken in ({"clients": ["north"]}, {"clients": {"north": "n.pub"}, "insecure": True}):
+        with pytest.raises(ConfigError, match="maps ids to files with public keys"):
+            load_config({**NETWORK, "network": broken})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"data": {"train": "x.csv"}}, "the texts are at the clients"),
+        ({"partition": {"clients": 2}}, "the texts are at the clients"),
+        ({"task": {}}, "task.labels has to say which labels"),
+        ({"task": {"labels": ["a", "a"]}}, "two or more different labels"),
+        ({"evaluation": {"baselines": ["centralised"]}}, "can't be put in one place"),
+    ],
+)
+def test_what_a_network_excludes(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_config({**NETWORK, **change})
+
+
+def test_keys_are_found_beside_the_configuration_and_survive_the_run_folder(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text(
+        '[task]\nlabels = ["a", "b"]\n[network]\ncertificate = "keys/c.pem"\n'
+        '[network.clients]\n"St. Mary\'s" = "keys/n.pub"\n'
+    )
+
+    config = load_config(path)
+    (tmp_path / "again.toml").write_text(dump_toml(config))
+
+    assert config.network is not None
+    assert config.network.clients == {"St. Mary's": tmp_path / "keys" / "n.pub"}
+    assert load_config(tmp_path / "again.toml") == config

@@ -15,7 +15,7 @@ from promptfed.errors import WireError
 from promptfed.ledger import Usage
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import SLOT, PromptTemplate
-from promptfed.types import LabelRequest, TextRequest
+from promptfed.types import Capability, LabelRequest, TextRequest
 
 # Numbers travel as 32-bit floats: only such numbers come back bit by bit.
 number = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -72,7 +72,15 @@ TASK_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Evaluate: st.builds(m.Evaluate, arm=st.text(), prompt=st.none() | prompt_sets(), head=numbers),
 }
 REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
-    m.Joined: st.builds(m.Joined, fm=st.text(), n_train=count, n_test=count, labels=texts, n_dropped=count),
+    m.Joined: st.builds(
+        m.Joined,
+        fm=st.text(),
+        capabilities=st.just((Capability.TEXT,)),
+        n_train=count,
+        n_test=count,
+        labels=texts,
+        n_dropped=count,
+    ),
     m.Written: st.builds(m.Written, texts=texts),
     m.Weighed: st.builds(
         m.Weighed,

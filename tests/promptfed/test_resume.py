@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 import promptfed
-from promptfed.app import claimed
 from promptfed.config import dump_toml, load_config
 from promptfed.errors import ConfigError, DataError, RunError
 from promptfed.federation.events import read_events, timeless
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
+from promptfed.folder import claimed
 from promptfed.types import FMRequest, FMResponse
 from tests.promptfed.test_app import config  # noqa: F401  (a fixture)
 from tests.support import WordEncoder

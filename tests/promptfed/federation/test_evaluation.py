@@ -27,7 +27,7 @@ def evaluated(value: float, error: float = 0.0, n: int = 10) -> Evaluated:
 
 
 def test_join_asks_everybody_and_keeps_those_who_joined() -> None:
-    joined = Joined(fm="m", n_train=3, n_test=0, labels=("x",), n_dropped=1)
+    joined = Joined(fm="m", capabilities=(), n_train=3, n_test=0, labels=("x",), n_dropped=1)
 
     (sent,), got = finish(join(["a", "b"], JOIN), lambda _: replies({"a": joined, "b": Failed(reason="E")}))
 

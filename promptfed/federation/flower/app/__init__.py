@@ -1,0 +1,1 @@
+"""The Flower app of promptfed, as a folder that `flwr run` takes."""

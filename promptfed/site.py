@@ -1,0 +1,56 @@
+"""A client on a machine of its own: puts its files, its models and Flower's node together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from clients.data import Rows, read_rows
+from clients.host import ClientHost
+from promptfed.federation.flower.node import serve_node
+from promptfed.registry import load_fm
+from retrieval.encoder import SentenceEncoder
+
+log = logging.getLogger("promptfed.client")
+
+
+def join_federation(
+    client_id: str,
+    *,
+    train: Path,
+    test: Path | None,
+    columns: tuple[str, str],
+    fm: str,
+    encoder: str,
+    folder: Path,
+    server: str,
+    key: Path | None = None,
+    certificates: Path | None = None,
+    insecure: bool = False,
+) -> None:
+    """Serve ``server``'s runs with the texts of ``train`` and ``test`` until stopped. ``columns``: text and label.
+
+    Raises `DataError` and `ConfigError` before anything is connected, and `ConfigError` if the server refuses the key.
+    """
+    text_column, label_column = columns
+
+    def rows(path: Path | None) -> Rows:
+        if path is None:
+            return []
+        return read_rows(path, client_column="", text_column=text_column, label_column=label_column, client=client_id)
+
+    host = ClientHost(client_id, rows(train), rows(test), load_fm(fm), SentenceEncoder(encoder), folder)
+    host.warm_up()
+    log.info("%s: %s is ready; connecting to %s", client_id, fm, server)
+    asyncio.run(
+        serve_node(
+            host.handle,
+            client_id=client_id,
+            server=server,
+            folder=folder / "flower",
+            root_certificates=certificates,
+            private_key=key,
+            insecure=insecure,
+        )
+    )
