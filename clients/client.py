@@ -172,7 +172,10 @@ class Client:
             case Score():
                 return self._score(task.body)
             case Newton():
-                scores, labels, _ = self.scores.get(task.body.prompts, task.body.stop)
+                if task.body.words:
+                    scores, labels = self.scores.words(task.body.prompts[0], task.body.stop)
+                else:
+                    scores, labels, _ = self.scores.get(task.body.prompts, task.body.stop)
                 at = Calibration(weights=task.body.weights, bias=task.body.bias).shifted(self.scores.log_prior)
                 return _newton_part(sums(scores, labels, at))
             case Stack():

@@ -14,7 +14,7 @@ from promptfed.types import FloatArray, FMResponse, IntArray
 
 
 class ScoreStore:
-    """Label log-probabilities of prompts on a client's texts, kept so that nothing is paid for twice.
+    """Log-probabilities of prompts' label words on a client's texts, kept so that nothing is paid for twice.
 
     An item that the FM refused keeps its place: it is uniform where a number is needed and its score is 0.
     """
@@ -22,7 +22,8 @@ class ScoreStore:
     def __init__(self, data: Labelled, n_labels: int) -> None:
         self.data = data
         self.log_prior = log_prior(data.labels, n_labels)
-        self._scores: dict[str, FloatArray] = {}  # prompt_id -> (n, K), nan where not asked
+        self._words: dict[str, FloatArray] = {}  # prompt_id -> (n, n_words), nan where not asked
+        self._merged: dict[str, dict[tuple[float, ...], FloatArray]] = {}  # prompt_id -> readout -> (n, K)
         self._failed: dict[str, IntArray] = {}  # prompt_id -> 0 or 1 a text
 
     async def ask(self, fm: BaseFM, prompts: Sequence[PromptTemplate], stop: int) -> int:
@@ -43,20 +44,33 @@ class ScoreStore:
         return len(requests)
 
     def _known(self, prompt: PromptTemplate) -> FloatArray:
-        """All scores of one prompt, (n, K); nan where it was not asked about."""
-        if prompt.prompt_id not in self._scores:
-            self._scores[prompt.prompt_id] = np.full((len(self.data), len(prompt.words)), np.nan)
+        """All word scores of one prompt, (n, n_words); nan where it was not asked about."""
+        if prompt.prompt_id not in self._words:
+            self._words[prompt.prompt_id] = np.full((len(self.data), len(prompt.word_labels)), np.nan)
             self._failed[prompt.prompt_id] = np.zeros(len(self.data), dtype=np.int64)
-        return self._scores[prompt.prompt_id]
+        return self._words[prompt.prompt_id]
 
     def _enter(self, prompt: PromptTemplate, rows: IntArray, answers: Sequence[FMResponse]) -> None:
-        scores = prompt.label_scores(answers)
-        self._scores[prompt.prompt_id][rows] = scores.data
+        scores = prompt.word_scores(answers)
+        self._words[prompt.prompt_id][rows] = scores.data
         self._failed[prompt.prompt_id][rows] = np.ma.getmaskarray(scores).any(axis=1)
+        self._merged.pop(prompt.prompt_id, None)
+
+    def _label_scores(self, prompt: PromptTemplate) -> FloatArray:
+        by_readout = self._merged.setdefault(prompt.prompt_id, {})
+        if prompt.readout not in by_readout:
+            by_readout[prompt.readout] = prompt.merged(self._known(prompt))
+        return by_readout[prompt.readout]
+
+    def words(self, prompt: PromptTemplate, stop: int | None = None) -> tuple[FloatArray, IntArray]:
+        """Of the texts [0, stop) that ``prompt`` was scored on: its words as sources (n, n_words, K), labels (n,)."""
+        known = self._known(prompt)[:stop]
+        rows = np.flatnonzero(np.isfinite(known).all(axis=1))
+        return prompt.word_sources(known[rows]), self.data.labels[rows]
 
     def get(self, prompts: Sequence[PromptTemplate], stop: int | None = None) -> tuple[FloatArray, IntArray, IntArray]:
         """Of the texts [0, stop) that all ``prompts`` were scored on: scores (n, J, K), labels (n,), rows (n,)."""
-        scores = np.stack([self._known(p) for p in prompts], axis=1)[:stop]
+        scores = np.stack([self._label_scores(p) for p in prompts], axis=1)[:stop]
         rows = np.flatnonzero(np.isfinite(scores).all(axis=(1, 2)))
         return scores[rows], self.data.labels[rows], rows
 
@@ -81,8 +95,9 @@ class ScoreStore:
 
     def adopt(self, other: ScoreStore, rows: IntArray) -> None:
         """Take over what ``other`` knows of the same texts: its text ``rows[i]`` is text i here."""
-        for prompt_id, scores in other._scores.items():
-            self._scores[prompt_id] = scores[rows]
+        self._merged.clear()
+        for prompt_id, scores in other._words.items():
+            self._words[prompt_id] = scores[rows]
             self._failed[prompt_id] = other._failed[prompt_id][rows]
 
 

@@ -100,12 +100,16 @@ class Score(_Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Newton(_Message):
-    """Your part of one Newton step of the pooled calibration at (weights, bias), over your texts as in `Ask`."""
+    """Your part of one Newton step of the pooled calibration at (weights, bias), over your texts as in `Ask`.
+
+    With ``words``, the sources that are weighed are the label words of the only prompt.
+    """
 
     prompts: tuple[PromptTemplate, ...]
     stop: int | None
     weights: tuple[float, ...]
     bias: tuple[float, ...]
+    words: bool = False
     kind: Literal["newton"] = "newton"
 
 

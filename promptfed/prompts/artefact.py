@@ -17,7 +17,7 @@ from promptfed.prompts.calibration import Calibration
 from promptfed.prompts.template import PromptTemplate, content_hash
 from promptfed.types import LabelScorer
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

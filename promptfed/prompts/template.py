@@ -4,9 +4,9 @@ The slot is replaced once and nothing else is interpreted, so braces in a text a
 ``synonyms`` and ``separator``) owns the white space before a label word; chat templates are the foundation model
 adapter's affair.
 
-A label may be read off several words at once: its score is then the mean of their log-probabilities, as in the
-knowledgeable verbalizers of Hu et al. (ACL 2022, arXiv 2108.02035) without their weights. All words come with one
-answer, so this costs no FM call.
+A label may be read off several words at once: its score is then the mean of their log-probabilities, or their sum with
+weights that were learned (``readout``), as in the knowledgeable verbalizers of Hu et al. (ACL 2022, arXiv 2108.02035).
+All words come with one answer, so this costs no FM call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from promptfed.errors import ConfigError
-from promptfed.types import FMResponse, LabelRequest
+from promptfed.types import FloatArray, FMResponse, IntArray, LabelRequest
 
 SLOT = "{text}"
 
@@ -35,7 +35,7 @@ def content_hash(value: object, length: int = 12) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptTemplate:
     """``text`` with exactly one slot; ``words[k]`` and, if there are any, ``synonyms[k]`` stand for label k after
-    ``separator``."""
+    ``separator``. ``readout`` has a weight for each word in the order of `by_label`; without, a label's count alike."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic where a message carries this)
 
@@ -43,6 +43,7 @@ class PromptTemplate:
     words: tuple[str, ...]
     synonyms: tuple[tuple[str, ...], ...] = ()
     separator: str = " "
+    readout: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if (found := self.text.count(SLOT)) != 1:
@@ -54,6 +55,10 @@ class PromptTemplate:
         every = [word for words in self.by_label for word in words]
         if len(set(every)) != len(every) or not all(w.strip() for w in every):
             raise ConfigError(f"label words must be distinct and not empty; got {every}")
+        if self.readout and len(self.readout) != len(every):
+            raise ConfigError(f"readout has {len(self.readout)} weights for {len(every)} label words")
+        # The numbers that the wire carries (32 bits), so that it is the same prompt everywhere.
+        object.__setattr__(self, "readout", tuple(np.asarray(self.readout, dtype=np.float32).tolist()))
 
     @property
     def by_label(self) -> tuple[tuple[str, ...], ...]:
@@ -64,6 +69,7 @@ class PromptTemplate:
 
     @property
     def prompt_id(self) -> str:
+        """Content hash of what the FM is asked: ``readout`` has no part in it."""
         return content_hash([self.text, self.by_label, self.separator])
 
     def requests(self, texts: Sequence[str]) -> list[LabelRequest]:
@@ -74,18 +80,38 @@ class PromptTemplate:
         labels = tuple(self.separator + word for words in self.by_label for word in words)
         return [LabelRequest(prefix=prefix, text=space + text, suffix=after, labels=labels) for text in texts]
 
+    @property
+    def word_labels(self) -> IntArray:
+        """The label of each word, in the order of `by_label`."""
+        return np.repeat(np.arange(len(self.words)), [len(words) for words in self.by_label])
+
     def label_scores(self, answers: Sequence[FMResponse]) -> np.ma.MaskedArray[Any, Any]:
         """Log-probabilities (n, n_labels), normalised over the labels, of what `requests` were answered.
 
         A failed or non-finite answer masks its row, which is then uniform.
         """
-        sizes = [len(words) for words in self.by_label]
-        scores = np.full((len(answers), sum(sizes)), np.nan)
+        scores = self.word_scores(answers)
+        bad = np.ma.getmaskarray(scores)[:, :1]
+        return np.ma.MaskedArray(self.merged(scores.data), mask=np.repeat(bad, len(self.words), axis=1))
+
+    def word_scores(self, answers: Sequence[FMResponse]) -> np.ma.MaskedArray[Any, Any]:
+        """Log-probabilities (n, n_words) of all words, in the order of `by_label`; failed rows are 0 and masked."""
+        scores = np.full((len(answers), len(self.word_labels)), np.nan)
         for row, answer in zip(scores, answers, strict=True):
             if answer.logprobs is not None:
                 row[:] = answer.logprobs
         bad = ~np.isfinite(scores).all(axis=1)
         scores[bad] = 0.0
-        merged = np.stack([part.mean(axis=1) for part in np.split(scores, np.cumsum(sizes)[:-1], axis=1)], axis=1)
-        merged = log_softmax(merged, axis=1)
-        return np.ma.MaskedArray(merged, mask=np.repeat(bad[:, None], len(sizes), axis=1))
+        return np.ma.MaskedArray(scores, mask=np.repeat(bad[:, None], scores.shape[1], axis=1))
+
+    def merged(self, word_scores: FloatArray) -> FloatArray:
+        """Log-probabilities (n, n_labels) from those of all words (n, n_words)."""
+        label = self.word_labels
+        weights = np.asarray(self.readout) if self.readout else 1.0 / np.bincount(label)[label]
+        return np.asarray(log_softmax((word_scores * weights) @ np.eye(len(self.words))[label], axis=1))
+
+    def word_sources(self, word_scores: FloatArray) -> FloatArray:
+        """Each word as a source of its own (n, n_words, n_labels), which speaks for its label alone: what weights are
+        fitted on (`promptfed.prompts.calibration`, equation 1)."""
+        centred = word_scores - word_scores.mean(axis=1, keepdims=True)
+        return np.asarray(centred[:, :, None] * np.eye(len(self.words))[self.word_labels])

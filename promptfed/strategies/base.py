@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -268,18 +268,49 @@ class Session:
 
         Costs FM calls only where a prompt was not scored on those texts yet; without ``stop``, none.
         """
-        everyone = self.federation.clients
         n, total, squares = yield from self.ask(prompts, stop)
-        start = at = prior(n, total, squares)
-        size = sum(total.shape)
+        at = yield from self._newton(prompts, stop, prior(n, total, squares), strength, steps)
+        return self.prompt_set(prompts, at)
+
+    def verbalize(
+        self, prompts: Sequence[PromptTemplate], *, strength: float = 2.0, steps: int = 2
+    ) -> Steps[list[PromptTemplate]]:
+        """Learn over all clients how much each label word tells (`PromptTemplate.readout`), on the texts that each
+        prompt was scored on; no FM call.
+
+        A word's weight starts at its share of the prompt's own temperature, and is held there by ``strength``.
+        """
+        learned = []
+        for prompt in prompts:
+            n, total, squares = yield from self.ask([prompt], None)
+            pooled = prior(n, total, squares)
+            label = prompt.word_labels
+            share = pooled.weights[0] / np.bincount(label)[label]
+            start = Calibration(weights=tuple(share.tolist()), bias=pooled.bias)
+            at = yield from self._newton([prompt], None, start, strength, steps, words=True)
+            learned.append(replace(prompt, readout=at.weights))
+        return learned
+
+    def _newton(
+        self,
+        prompts: Sequence[PromptTemplate],
+        stop: int | None,
+        start: Calibration,
+        strength: float,
+        steps: int,
+        *,
+        words: bool = False,
+    ) -> Steps[Calibration]:
+        """``steps`` federated Newton steps from ``start``, to which ``strength`` holds the fit."""
+        at, size = start, len(start.weights) + len(start.bias)
         for _ in range(steps):
-            body = Newton(prompts=tuple(prompts), stop=stop, weights=at.weights, bias=at.bias)
-            replies = yield self._round("newton", dict.fromkeys(everyone, body))
+            body = Newton(prompts=tuple(prompts), stop=stop, weights=at.weights, bias=at.bias, words=words)
+            replies = yield self._round("words" if words else "newton", dict.fromkeys(self.federation.clients, body))
             pooled = sum_newton_parts(replies, size)
             if pooled is None:
                 raise RunError("no client took part in the calibration; at least one is needed")
             at = newton_step(pooled, at, start, strength)
-        return self.prompt_set(prompts, at)
+        return at
 
     def prompt_set(self, prompts: Sequence[PromptTemplate], calibration: Calibration) -> PromptSet:
         return PromptSet(

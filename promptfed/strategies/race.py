@@ -9,8 +9,8 @@ they paid for. In order:
 2. *Vote*: the clients' domain models say which words and texts stand for which label; the FM says which are natural.
 3. *Race*: drafts are scored on the clients' first few texts, the better part goes on to more texts, and survivors are
    recombined and edited between the heats.
-4. *Choose*: finalists are scored on all the texts that the budget still pays for; the best set of ``max_prompts``
-   is weighed and calibrated over all clients.
+4. *Choose*: finalists are scored on all the texts that the budget still pays for; the label words of the best set of
+   ``max_prompts`` are weighed over all clients, and so are its prompts.
 
 A candidate's score is 1 - Brier/2 under a calibration that was cross-fitted at the client, because that, and not raw
 accuracy, is what the tuned prompt is worth after each client has calibrated it.
@@ -105,7 +105,8 @@ class Race:
 
         stop = max(stop, session.reach([d.template() for d in finalists], session.left))
         best, *_ = yield from rank_sets(session, finalists, stop)
-        return (yield from session.calibrate([draft.template() for draft in best]))
+        prompts = yield from session.verbalize([draft.template() for draft in best])
+        return (yield from session.calibrate(prompts))
 
     def _heat(self, session: Session, pool: _Pool, drafts: Sequence[Draft], stop: int) -> Steps[None]:
         """Score ``drafts`` on texts [0, stop) of every client and add them to the pool."""

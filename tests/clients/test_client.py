@@ -237,6 +237,23 @@ def test_newton_sends_the_sums_at_the_given_place_shifted_to_its_labels() -> Non
     assert reply.body.hessian == pytest.approx(part.hessian.ravel(), abs=1e-3)
 
 
+def test_newton_over_words_takes_each_word_as_a_source() -> None:
+    client, _ = a_client(data=mostly_cheerful())
+    wide = PromptTemplate(text=P.text, words=LABELS, synonyms=(("gloomy",), ()))
+    scored(client, (wide,))
+    at = {"weights": (0.5, 0.25, 1.0), "bias": (0.25, -0.25)}
+
+    reply = ask(client, Newton(prompts=(wide,), stop=None, words=True, **at), grant=0)
+
+    assert isinstance(reply.body, NewtonPart)
+    sources, labels = client.scores.words(wide)
+    part = sums(sources, labels, Calibration(weights=at["weights"], bias=(0.25 - LEAN, -0.25 + LEAN)))
+    assert sources.shape == (12, 3, 2)
+    assert reply.body.n == 12
+    assert reply.body.gradient == pytest.approx(part.gradient, abs=1e-4)
+    assert reply.body.hessian == pytest.approx(part.hessian.ravel(), abs=1e-3)
+
+
 def test_fit_head_continues_from_the_head_it_is_given() -> None:
     client, _ = a_client()
 

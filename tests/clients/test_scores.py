@@ -50,6 +50,25 @@ def test_nothing_is_asked_twice() -> None:
     assert fm.batches == [4, 8, 4]  # one batch a request of the server, and none for nothing
 
 
+def test_another_readout_is_another_view_of_the_same_answers() -> None:
+    store, fm = ScoreStore(sentences(6), 2), CountingFM(ScriptedFM())
+    tilted = PromptTemplate(text=P.text, words=LABELS, readout=(0.5, 2.0))
+    wait_for(store.ask(fm, (P,), 4))
+    before = store.get((P, tilted))[0]
+
+    calls = wait_for(store.ask(fm, (tilted,), 6))
+    after = store.get((P, tilted))[0]
+
+    assert (calls, fm.n_calls) == (2, 6)
+    assert after.shape == (6, 2, 2)
+    assert after[:4] == pytest.approx(before)
+    words, _ = store.words(P)
+    assert words.shape == (6, 2, 2)
+    log_p = after[:, 0]  # plain scores are the words' own log-probabilities, normalised
+    want = 2.0 * log_p[:, 1] - 0.5 * log_p[:, 0]
+    assert after[:, 1, 1] - after[:, 1, 0] == pytest.approx(want)
+
+
 def test_scores_stand_where_their_text_stands() -> None:
     data = sentences(6)
     store, fm = ScoreStore(data, 2), ScriptedFM()

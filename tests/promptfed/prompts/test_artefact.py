@@ -97,7 +97,7 @@ def test_a_file_that_was_changed_by_hand_is_refused(tmp_path: Path, changes: dic
         {"labels": ...},
         {"prompt_id": ...},
         {"schema_version": ...},
-        {"schema_version": 3},
+        {"schema_version": 2},
         {"prompts": None},
     ],
 )
@@ -109,8 +109,8 @@ def test_a_file_that_is_no_prompt_set_is_a_data_error_with_its_name(tmp_path: Pa
 
 
 def test_another_version_says_which(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="schema_version 3; this promptfed reads 2"):
-        PromptSet.load(changed(tmp_path / "p.json", schema_version=3))
+    with pytest.raises(DataError, match="schema_version 2; this promptfed reads 3"):
+        PromptSet.load(changed(tmp_path / "p.json", schema_version=2))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"3", b"\xff\xfe", b'{"prompts": 1}'])

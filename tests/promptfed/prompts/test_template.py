@@ -120,6 +120,49 @@ def test_without_synonyms_normalised_scores_stay_as_they_are() -> None:
     assert template.label_scores([answer(np.log(0.2), np.log(0.8))])[0].tolist() == pytest.approx(np.log([0.2, 0.8]))
 
 
+def test_with_a_readout_a_label_score_is_the_weighted_sum_over_its_words() -> None:
+    template = PromptTemplate(
+        text="{text}", words=("bad", "good"), synonyms=(("poor", "weak"), ()), readout=(0.5, 0.0, 0.25, 1.0)
+    )
+
+    scores = template.label_scores([answer(-1.0, -2.0, -3.0, -4.0)])
+
+    # Sums -0.5 - 0.75 = -1.25 and -4: a difference of 2.75.
+    assert scores[0, 0] - scores[0, 1] == pytest.approx(2.75)
+    assert np.exp(scores[0]).sum() == pytest.approx(1.0)
+
+
+def test_a_readout_is_no_part_of_what_the_model_is_asked() -> None:
+    plain = PromptTemplate(text="{text}", words=("bad", "good"))
+    weighed = PromptTemplate(text="{text}", words=("bad", "good"), readout=(0.3, 1 / 3))
+
+    assert weighed.prompt_id == plain.prompt_id
+    assert weighed.requests(["it"]) == plain.requests(["it"])
+    assert weighed != plain
+    assert weighed.readout == (float(np.float32(0.3)), float(np.float32(1 / 3)))  # as it is on the wire
+
+
+def test_a_readout_has_a_weight_for_each_word() -> None:
+    with pytest.raises(ConfigError, match="readout has 1 weights for 2 label words"):
+        PromptTemplate(text="{text}", words=("bad", "good"), readout=(1.0,))
+
+
+def test_words_are_sources_that_speak_for_their_label_alone() -> None:
+    """Weighed as sources they give the label scores, up to what all labels have in common."""
+    template = PromptTemplate(
+        text="{text}", words=("bad", "good"), synonyms=(("poor",), ("fine",)), readout=(0.5, 1.5, 1.0, 1.0)
+    )
+    words = np.array([[-1.0, -2.0, -3.0, -4.0], [-4.0, -2.0, -1.0, -2.0]])
+
+    sources = template.word_sources(words)
+
+    assert template.word_labels.tolist() == [0, 0, 1, 1]
+    assert sources[0].tolist() == [[1.5, 0.0], [0.5, 0.0], [0.0, -0.5], [0.0, -1.5]]
+    together = np.einsum("j,njk->nk", template.readout, sources)
+    merged = template.merged(words)
+    assert together[:, 0] - together[:, 1] == pytest.approx(merged[:, 0] - merged[:, 1])
+
+
 @pytest.mark.parametrize("bad", [(np.nan, -1.0), (-np.inf, 0.0), (np.inf, 0.0)])
 def test_an_answer_that_is_not_finite_or_failed_is_masked_alone_and_uniform(bad: tuple[float, float]) -> None:
     template = PromptTemplate(text="{text}", words=("bad", "good"))

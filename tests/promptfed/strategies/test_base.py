@@ -346,6 +346,46 @@ def test_federated_calibration_equals_the_fit_on_all_texts() -> None:
     assert sum(sum(r.grants.values()) for r in rounds[1:]) == 0
 
 
+def test_weights_of_words_are_learned_over_all_clients() -> None:
+    """Label words "bad", "poor" | "good": three sources; the fit on all texts in one place is the same."""
+    prompt = PromptTemplate(text="{text}", words=("bad", "good"), synonyms=(("poor",), ()))
+    rng = np.random.default_rng(3)
+    data = {}
+    for client, n in (("a", 12), ("b", 6)):
+        labels = np.arange(n) % 2
+        words = rng.normal(size=(n, 3))
+        words[:, 0] += np.where(labels == 0, 2.0, -2.0)  # "bad" tells, "poor" does not
+        data[client] = (words, labels)
+
+    def answer(round_: Round) -> Mapping[str, Reply]:
+        bodies: dict[str, ReplyBody] = {}
+        for client, body in round_.tasks.items():
+            words, labels = data[client]
+            if isinstance(body, Ask):
+                total, squares = moments(prompt.merged(words)[:, None])
+                bodies[client] = MomentSums(n=len(words), total=tuple(total.ravel()), squares=tuple(squares.ravel()))
+            elif isinstance(body, Newton):
+                assert body.words
+                at = Calibration(weights=body.weights, bias=body.bias)
+                part = sums(prompt.word_sources(words), labels, at)
+                bodies[client] = NewtonPart(
+                    n=part.n, loss=part.loss, gradient=tuple(part.gradient), hessian=tuple(part.hessian.ravel())
+                )
+        return replies(bodies)
+
+    rounds, (learned,) = finish(Session(federation(max_fm_calls=0)).verbalize([prompt], steps=3), answer)
+
+    words, labels = (np.concatenate([data["a"][i], data["b"][i]]) for i in (0, 1))
+    pooled = batch_calibration(prompt.merged(words)[:, None])
+    w = pooled.weights[0]
+    start = Calibration(weights=(w / 2, w / 2, w), bias=pooled.bias)
+    central = fit(prompt.word_sources(words), labels, towards=start, strength=2.0, steps=3)
+    assert learned.readout == pytest.approx(central.weights)
+    assert learned.readout[0] > 2 * learned.readout[1]
+    assert (learned.text, learned.words) == (prompt.text, prompt.words)
+    assert [r.name for r in rounds] == ["ask", "words", "words", "words"]
+
+
 def test_calibration_without_stop_costs_nothing() -> None:
     session = Session(federation(max_fm_calls=0))
 
