@@ -1,23 +1,27 @@
 """Runs that are killed and runs whose partners fail, counted and compared with undisturbed ones.
 
-    python -m benchmarks.faults [--kills 20] [--seeds 40] [--work runs/faults]
+    python -m benchmarks.faults [--kills 20] [--seeds 40] [--network-kills 0] [--work runs/faults]
 
 Prints JSON. *kill and resume*: the demo's data with a small budget on the embedded FM; the process is killed (SIGKILL)
 at random moments and resumed; prompt and event log must have the same bytes, times aside. *failing clients*: the
 scripted FM, ten clients; in every round three of them, drawn anew, fail (no answer, lost reply, rubbish); the accuracy
-of the pooled prompt on made-up held-out texts is compared in pairs with the same seeds undisturbed. Kills that were
-measured are kept in the work folder and not measured again.
+of the pooled prompt on made-up held-out texts is compared in pairs with the same seeds undisturbed. *network kills* (in
+the environment with Flower): five clients and a server as processes with the scripted FM; one of them, drawn at random,
+is killed at a random moment and started again. Kills that were measured are kept in the work folder and not measured
+again.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from time import perf_counter
@@ -39,18 +43,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=40)
+    parser.add_argument("--network-kills", type=int, default=0, help="needs the extra flower")
     parser.add_argument("--work", type=Path, default=Path("runs/faults"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    print(
-        json.dumps(
-            {
-                "failing_clients": failing_clients(args.seeds),
-                "kill_and_resume": kill_and_resume(args.kills, args.work),
-            },
-            indent=2,
-        )
-    )
+    measured: dict[str, Any] = {}
+    if args.seeds:
+        measured["failing_clients"] = failing_clients(args.seeds)
+    if args.kills:
+        measured["kill_and_resume"] = kill_and_resume(args.kills, args.work)
+    if args.network_kills:
+        measured["network_kills"] = network_kills(args.network_kills, args.work / "network")
+    print(json.dumps(measured, indent=2))
 
 
 # ------------------------------------------------------------------------------------------------ kill and resume
@@ -103,7 +107,7 @@ def command(verb: str, path: Path) -> list[str]:
 
 def small_config(work: Path) -> Path:
     """The demo with fewer calls and fewer held-out texts."""
-    with (DEMO / "test.csv").open(encoding="utf-8", newline="") as file:
+    with gzip.open(DEMO / "test.csv.gz", "rt", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     n: dict[str, int] = {}
     with (work / "test.csv").open("w", encoding="utf-8", newline="") as file:
@@ -117,9 +121,9 @@ def small_config(work: Path) -> Path:
     path.write_text(
         f"""seed = 1
 [data]
-train = "{(DEMO / "train.csv").resolve()}"
+train = "{(DEMO / "train.csv.gz").resolve()}"
 test = "{(work / "test.csv").resolve()}"
-public = "{(DEMO / "public.csv").resolve()}"
+public = "{(DEMO / "public.csv.gz").resolve()}"
 [task]
 labels = ["negative", "positive"]
 instruction = "Classify the sentiment of the text."
@@ -130,6 +134,56 @@ baselines = ["zero_shot"]
 """
     )
     return path
+
+
+def network_kills(n_kills: int, work: Path) -> dict[str, Any]:
+    from tests.place import SITES, Place
+
+    shutil.rmtree(work / "keys", ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    place = Place(work.resolve())
+    place.prepare()
+    try:
+        start = perf_counter()
+        begin(place, "calm")
+        place.wait_for_end("calm")
+        place.stop()
+        took = perf_counter() - start
+        rows = []
+        for i in range(n_kills):
+            kept = work / f"kill{i:02d}.json"
+            if not kept.exists():
+                rng = np.random.default_rng([2, i])
+                who, after = str(rng.choice(["server", *SITES])), float(rng.uniform(2.0, took))
+                run = f"kill{i:02d}"
+                begin(place, run)
+                time.sleep(after)
+                if place.running[who].poll() is None:
+                    place.kill(who)
+                    place.start_server(run) if who == "server" else place.start_client(who, run)
+                place.wait_for_end(run)
+                place.stop()
+                same = place.outcome(run) == place.outcome("calm") and place.events(run) == place.events("calm")
+                paid_twice = place.calls(run) - place.calls("calm")
+                kept.write_text(
+                    json.dumps({"killed": who, "after_s": round(after, 1), "same": same, "paid_twice": paid_twice})
+                )
+            rows.append(json.loads(kept.read_text()))
+    finally:
+        place.stop()
+    return {"undisturbed_s": round(took, 1), "same_bytes": sum(r["same"] for r in rows), "of": len(rows), "rows": rows}
+
+
+def begin(place: Any, run: str) -> None:
+    """Start the server and every client."""
+    from tests.place import SITES
+
+    for old in place.folder.glob(f"{run}*"):
+        if not old.name.endswith(".json"):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    place.start_server(run)
+    for site in SITES:
+        place.start_client(site, run)
 
 
 # ------------------------------------------------------------------------------------------------ failing clients

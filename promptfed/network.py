@@ -90,7 +90,10 @@ class NetworkRun(Conductor):
     async def run(self) -> Result:
         """Wait for the clients, then the whole run."""
         async with self._flower:
-            self._report(f"waiting at {self._network.listen} for {', '.join(self.client_ids)}")
+            place = (
+                f"its app at {self._flower.socket}" if self._network.attached else f"clients at {self._network.listen}"
+            )
+            self._report(f"waiting for {place}: {', '.join(self.client_ids)}")
             await self._wait()
             return await self.conduct({"data": content_hash(self.task.public)})
 

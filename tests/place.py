@@ -1,0 +1,163 @@
+"""A whole federation over a network in one folder, as real processes: a server, five clients with keys, Flower, TLS.
+
+For tests and for benchmarks; needs the extra `flower`. Clients are `tests.party`, which has no weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import promptfed
+from promptfed.federation.events import read_events, timeless
+from promptfed.federation.flower.processes import free_port
+from promptfed.fm.scripted import ScriptedFM
+from tests.support import WordEncoder, public_texts, sentences
+
+ROOT = Path(__file__).parent.parent
+SITES = tuple(f"site{i}" for i in range(5))
+CANARY = "zanzibar4711"
+NAMES = ("negative", "positive")
+BUDGET = 600
+
+
+def cli(*args: object, **more: Any) -> subprocess.CompletedProcess[str]:
+    """promptfed's command line, run to its end."""
+    command = [sys.executable, "-m", "promptfed.cli", *map(str, args)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, **more)
+
+
+@dataclass
+class Place:
+    """Everything of one federation in one folder, as if on many machines."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Data, keys and the server's configuration, made with promptfed's own commands."""
+        for i, site in enumerate(SITES):
+            for part, n, seed in (("train", 30, i), ("test", 10, 50 + i)):
+                data = sentences(n, seed, n_words=2)
+                with (self.folder / f"{site}-{part}.csv").open("w", newline="") as file:
+                    rows = [[f"{t} {CANARY}", NAMES[y]] for t, y in zip(data.texts, data.labels, strict=True)]
+                    csv.writer(file).writerows([["text", "label"], *rows])
+        with (self.folder / "public.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["text"], *([t] for t in public_texts(n_words=2))])
+        assert cli("keys", "server", "127.0.0.1", "--out", self.folder / "keys").returncode == 0
+        for name in (*SITES, "stranger"):
+            assert cli("keys", "client", name, "--out", self.folder / "keys").returncode == 0
+        keys = "\n".join(f'{site} = "keys/{site}.pub"' for site in SITES)
+        (self.folder / "server.toml").write_text(
+            f"""seed = 3
+[data]
+public = "public.csv"
+[task]
+labels = ["negative", "positive"]
+instruction = "Is the review negative or positive?"
+[fm]
+scorer = "scripted:overlap"
+[budget]
+max_fm_calls = {BUDGET}
+[evaluation]
+baselines = ["zero_shot", "local_only"]
+[network]
+listen = "127.0.0.1:{self.port}"
+certificate = "keys/server.pem"
+private_key = "keys/server.key"
+wait_s = 90
+[network.clients]
+{keys}
+"""
+        )
+
+    def simulate(self) -> promptfed.Result:
+        """The same run in this process."""
+        clients = [
+            {"id": s, "train": str(self.folder / f"{s}-train.csv"), "test": str(self.folder / f"{s}-test.csv")}
+            for s in SITES
+        ]
+        config = {
+            "seed": 3,
+            "clients": clients,
+            "data": {"public": str(self.folder / "public.csv")},
+            "task": {"labels": list(NAMES), "instruction": "Is the review negative or positive?"},
+            "budget": {"max_fm_calls": BUDGET},
+            "evaluation": {"baselines": ["zero_shot", "local_only"]},
+        }
+        return promptfed.run(config, out=self.folder / "simulated", fm=ScriptedFM(), encoder=WordEncoder())
+
+    def start_client(self, site: str, run: str, **more: Any) -> None:
+        options = {
+            "client_id": site,
+            "train": self.folder / f"{site}-train.csv",
+            "test": self.folder / f"{site}-test.csv",
+            "folder": self.folder / f"{run}-{site}",
+            "calls": self.folder / f"{run}-{site}-calls.txt",
+            "server": f"127.0.0.1:{self.port}",
+            "root_certificates": self.folder / "keys" / "ca.pem",
+            "private_key": self.folder / "keys" / site,
+            **more,
+        }
+        self._start(site, f"{run}-{site}.log", "-m", "tests.party", json.dumps(options, default=str))
+
+    def start_server(self, run: str) -> None:
+        begun = (self.folder / run / "config.toml").exists()
+        args = ["resume", run] if begun else ["server", "server.toml", "--out", run]
+        self._start("server", f"{run}-server.log", "-m", "promptfed.cli", *args)
+
+    def _start(self, name: str, log: str, *args: str) -> None:
+        with (self.folder / log).open("ab") as out:
+            environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            self.running[name] = subprocess.Popen(
+                [sys.executable, *args], stdout=out, stderr=out, cwd=self.folder, env=environment
+            )
+
+    def kill(self, name: str) -> None:
+        self.running[name].send_signal(signal.SIGKILL)
+        self.running.pop(name).wait()
+
+    def wait_for_round(self, run: str, number: int, timeout_s: float = 120) -> None:
+        end = time.monotonic() + timeout_s
+        log = self.folder / run / "events.jsonl"
+        while time.monotonic() < end:
+            assert self.running["server"].poll() is None, (self.folder / f"{run}-server.log").read_text()
+            if log.exists() and f'"round": {number},' in log.read_text():
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"round {number} did not come: " + (self.folder / f"{run}-server.log").read_text())
+
+    def wait_for_end(self, run: str, timeout_s: float = 200) -> None:
+        code = self.running.pop("server").wait(timeout_s)
+        assert code == 0, (self.folder / f"{run}-server.log").read_text()
+
+    def stop(self) -> None:
+        for process in self.running.values():
+            process.terminate()
+        for process in self.running.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+        self.running.clear()
+
+    def outcome(self, run: str) -> tuple[bytes, dict[str, Any]]:
+        summary = json.loads((self.folder / run / "summary.json").read_text())
+        return (self.folder / run / "prompt.json").read_bytes(), summary["metrics"]
+
+    def events(self, run: str) -> list[dict[str, Any]]:
+        return list(map(timeless, read_events(self.folder / run / "events.jsonl")))
+
+    def calls(self, run: str) -> int:
+        files = self.folder.glob(f"{run}-*-calls.txt")
+        return sum(int(line) for file in files for line in file.read_text().split())
