@@ -147,6 +147,7 @@ class Client:
                 present = sorted(set(self.data.train.labels.tolist()))
                 return Joined(
                     fm=self._fm.fm_id,
+                    encoder=self._encoder.encoder_id,
                     capabilities=tuple(sorted(self._fm.capabilities)),
                     n_train=len(self.data.train),
                     n_test=len(self.data.test),
@@ -214,6 +215,8 @@ class Client:
 
     def _adopt(self, task: Adopt) -> Adopted:
         own = self.arms.calibrate(task.prompt)
+        if self.folder is not None:
+            task.prompt.save(self.folder / "prompt.json")
         self._keep("calibration.json", {"prompt_id": task.prompt.prompt_id, **asdict(own)})
         domain = {"weights": task.stack, "domain_calibration": asdict(self.arms.domain_calibration)}
         self._keep("stacker.json", {"prompt_id": task.prompt.prompt_id, **domain})

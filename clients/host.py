@@ -19,7 +19,7 @@ from promptfed.fm.base import BaseFM
 from promptfed.fm.decorators import Pooled, Retrying
 from promptfed.fm.journal import RecordingFM
 from promptfed.ledger import Usage
-from promptfed.messages import Failed, Join, Reply, Task, decode_task, encode
+from promptfed.messages import Failed, Join, Reply, Task, decode_reply, decode_task, encode
 from promptfed.prompts.template import content_hash
 from promptfed.types import Encoder
 from retrieval.encoder import RememberingEncoder
@@ -39,7 +39,13 @@ class ClientHost:
         self._train, self._test = train, test
         self._fm, self._encoder, self._folder = fm, encoder, folder
         self._private = RememberingEncoder(encoder)
-        self._digest = content_hash([train, test])
+        # What must be the same when a run goes on: a journal of another model, say, would answer nothing.
+        self._basis = {
+            "client": client_id,
+            "data": content_hash([train, test]),
+            "fm": fm.fm_id,
+            "encoder": encoder.encoder_id,
+        }
         assemble(train, test, sorted({label for _, _, label in [*train, *test]}), 0)
         self._run = ""
         self._selves: dict[str, Client] = {}
@@ -59,6 +65,9 @@ class ClientHost:
                 raise WireError(f"a task for {task.client_id!r} reached {self.client_id!r}")
             client = await self._self(task)
             reply = await client.handle(data)
+            if isinstance(body := decode_reply(reply).body, Failed):
+                log.error("round %d, %s: %s failed: %s", number, task.fleet, task.body.kind, body.reason)
+                return reply
         except Exception as error:  # noqa: BLE001  (the boundary: no exception, and no text of one, may leave)
             # A text of ours names files, rows and columns; another library's might quote data.
             log.error("round %d failed: %s", number, error if isinstance(error, (DataError, RunError)) else type(error))
@@ -83,13 +92,15 @@ class ClientHost:
             assemble(self._train, self._test, task.body.labels, task.body.seed)
         if kept.exists():
             record = json.loads(kept.read_text(encoding="utf-8"))
-            if record["data"] != self._digest:
-                raise DataError(f"the data changed since run {task.run} was joined; give back the files of then")
+            if changed := [name for name, value in self._basis.items() if record.get(name) != value]:
+                raise DataError(
+                    f"{', '.join(changed)} changed since run {task.run} was joined: start this client as it was then"
+                )
             join = Join(labels=tuple(record["join"]["labels"]), seed=record["join"]["seed"])
         elif isinstance(task.body, Join):
             join = task.body
             kept.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(kept, json.dumps({"data": self._digest, "join": asdict(join)}) + "\n")
+            write_whole(kept, json.dumps({**self._basis, "join": asdict(join)}) + "\n")
         else:
             raise RunError(f"run {task.run} was never joined")
         self._run, self._selves, self._join = task.run, {}, join

@@ -51,8 +51,13 @@ def main() -> None:
     except PromptfedError as error:
         err_console.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # A folder that can't be written, a disk that is full, a key that can't be read.
+        err_console.print(f"error: {error.filename or 'the system'}: {error.strerror or error}", markup=False)
+        sys.exit(3)
     except KeyboardInterrupt:
-        err_console.print("stopped; a run goes on with: promptfed resume FOLDER")
+        is_run = set(sys.argv[1:2]) & {"run", "resume", "server"}
+        err_console.print("stopped" + ("; a run goes on with: promptfed resume FOLDER" if is_run else ""))
         sys.exit(130)
 
 
@@ -126,7 +131,9 @@ def client_command(
         "embedded:smollm2-135m-instruct"
     ),
     encoder: Annotated[str, typer.Option("--encoder", help="What the domain model reads with.")] = "all-minilm-l6-v2",
-    folder: Annotated[Path, typer.Option("--folder", help="What this client keeps.")] = Path("promptfed-client"),
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="What this client keeps; promptfed-ID by default.")
+    ] = None,
     key: Annotated[Path | None, typer.Option("--key", help="This client's private key (see keys client).")] = None,
     certificates: Annotated[
         Path | None, typer.Option("--root-certificates", help="Who vouches for the server; the system's by default.")
@@ -146,7 +153,7 @@ def client_command(
         columns=(text_column, label_column),
         fm=fm,
         encoder=encoder,
-        folder=folder,
+        folder=folder or Path(f"promptfed-{client_id}"),
         server=server,
         key=key,
         certificates=certificates,
@@ -166,7 +173,7 @@ def keys_server_command(
     """A certificate for the server, and the root certificate that clients check it with."""
     from promptfed.federation.flower.certificates import make_server_certificate
 
-    files = make_server_certificate(_new_folder_of(out, "server.key"), hosts)
+    files = make_server_certificate(_new_folder_of(out, "server.key", "server.pem", "ca.pem"), hosts)
     out_console.print(f"server: {files.certificate}, {files.private_key} (keep it here)", highlight=False)
     out_console.print(f"clients: --root-certificates {files.ca}", highlight=False)
 
@@ -179,7 +186,7 @@ def keys_client_command(
     """A client's key pair. The public half goes to the server's operator, the private half nowhere."""
     from promptfed.federation.flower.certificates import make_node_key
 
-    private = _new_folder_of(out, name) / name
+    private = _new_folder_of(out, name, f"{name}.pub") / name
     public = make_node_key(private)
     out_console.print(f"client: --key {private} (keep it here)\nserver: {public}", highlight=False)
 
@@ -365,10 +372,10 @@ def _tell(logger: str) -> None:
     logging.getLogger(logger).setLevel(logging.INFO)
 
 
-def _new_folder_of(folder: Path, name: str) -> Path:
-    """``folder``, made; raises `ConfigError` if it holds ``name`` already: a key in use must not be lost."""
-    if (folder / name).exists():
-        raise ConfigError(f"{folder / name} exists; choose another folder, or remove it if nobody uses it any more")
+def _new_folder_of(folder: Path, *names: str) -> Path:
+    """``folder``, made; raises `ConfigError` if it holds one of ``names`` already: a key in use must not be lost."""
+    if taken := [folder / n for n in names if (folder / n).exists()]:
+        raise ConfigError(f"{taken[0]} exists; choose another folder, or remove it if nobody uses it any more")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -421,7 +428,11 @@ class _RunProgress:
                 tokens=f"{event['tokens'] / 1000:.0f}k tokens",
             )
             for client, reason in event["failures"].items():
-                self._progress.console.print(f"round {event['round']} ({event['name']}): {client} failed: {reason}")
+                self._progress.console.print(
+                    f"round {event['round']} ({event['name']}): {client} failed: {reason}", markup=False
+                )
+        elif kind == "turned_away":
+            self._progress.console.print(f"{event['client']} was turned away: {event['why']}", markup=False)
         elif kind == "heat":
             self._line(
                 f"{event['n_candidates']} prompts on {event['n_texts']} texts: best score {event['best_score']:.3f}"

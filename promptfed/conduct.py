@@ -18,7 +18,7 @@ import numpy as np
 from clients.data import read_texts
 from evaluators.metrics import PRIMARY
 from promptfed.config import Config
-from promptfed.errors import CapabilityError, ConfigError
+from promptfed.errors import CapabilityError, ConfigError, UserError
 from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, fit_stack, join, summarise
 from promptfed.federation.events import EventLog, Listener
 from promptfed.federation.server import Limits, Server
@@ -117,10 +117,11 @@ class Conductor(ABC):
 
     def check_joined(self, joined: Mapping[str, Joined]) -> None:
         """Raises `ConfigError` unless all clients ask the same model, and `CapabilityError` if it can't do the task."""
-        models = {j.fm: c for c, j in sorted(joined.items(), reverse=True)}
-        if len(models) > 1:
-            told = ", ".join(f"{c}: {fm}" for fm, c in sorted(models.items()))
-            raise ConfigError(f"the clients ask different foundation models ({told}); all have to ask the same one")
+        for what, name in (("foundation models", "fm"), ("encoders", "encoder")):
+            kinds = {str(getattr(j, name)): c for c, j in sorted(joined.items(), reverse=True)}
+            if len(kinds) > 1:
+                told = ", ".join(f"{c}: {kind}" for kind, c in sorted(kinds.items()))
+                raise ConfigError(f"the clients use different {what} ({told}); all have to use the same")
         for c, j in sorted(joined.items()):
             if missing := sorted(self.method.needs - set(j.capabilities)):
                 wanted = f"method {self.method.name!r} needs {', '.join(missing)} from the FM"
@@ -160,15 +161,21 @@ class Conductor(ABC):
         federation = self._federation(n_train := {c: j.n_train for c, j in sorted(joined.items())})
 
         def welcome(client: str, newcomer: Joined) -> None:
+            try:
+                self.check_joined({**joined, client: newcomer})
+            except UserError as error:
+                # Not a reason to stop the others, who have paid by now.
+                self.events.add("turned_away", {"client": client, "why": str(error)})
+                return
             n_train[client], n_test[client] = newcomer.n_train, newcomer.n_test
             joined[client] = newcomer
-            self.check_joined(joined)
 
         self._check_budget(federation, any(n_test.values()))
         server.invite(set(ids) - set(joined), self.join_task, welcome)
         prompt = await self.tune(server, self.method, federation)
         stack = await server.drive(fit_stack(list(federation.clients), prompt), "tuning", 0)
         await server.drive(adopt(list(federation.clients), prompt, stack), "tuning", 0)
+        self._save(prompt)
         if any(n_test.values()):
             single = await self.tune(server, Given(prompt.prompts[:1]), replace(federation, max_fm_calls=0))
             await self._evaluate(server, prompt, single, stack, n_test)
@@ -269,6 +276,12 @@ class Conductor(ABC):
         both = {a: {c: e for c, e in m.items() if c in tuned} for a, m in self._arms.items() if a != "fm"}
         return {arm: measured for arm, measured in both.items() if measured}
 
+    def _save(self, prompt: PromptSet) -> None:
+        """Before anything is measured, which may take long and fail."""
+        if self.folder is not None:
+            about = {"method": self.method.name, "seed": self.config.seed, "fm": self.fm_id}
+            prompt.save(self.folder / "prompt.json", about=about)
+
     def _finish(self, prompt: PromptSet, stack: tuple[float, float], n_dropped: int) -> Result:
         config = self.config
         summary: dict[str, Any] = {
@@ -295,10 +308,6 @@ class Conductor(ABC):
         }
         self.events.add("end", {"prompt_id": prompt.prompt_id})
         if self.folder is not None:
-            prompt.save(
-                self.folder / "prompt.json",
-                about={"method": self.method.name, "seed": config.seed, "fm": self.fm_id},
-            )
             summary["comparisons"] = self.compare()
             text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
             write_whole(self.folder / "summary.json", text)

@@ -173,9 +173,11 @@ class Task(_Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined(_Message):
-    """``fm`` is the id of the foundation model that the client asks, ``capabilities`` what that can do."""
+    """``fm`` is the id of the foundation model that the client asks, ``capabilities`` what that can do; ``encoder`` is
+    what its domain model reads with."""
 
     fm: str
+    encoder: str
     capabilities: tuple[Capability, ...]
     n_train: Count
     n_test: Count
@@ -274,7 +276,7 @@ class Evaluated(_Message):
 class Failed(_Message):
     """The client could not do the task. ``reason`` is an exception's class, never its text."""
 
-    reason: str
+    reason: Annotated[str, Field(pattern=r"^\w{1,100}$")]
     kind: Literal["failed"] = "failed"
 
 

@@ -21,7 +21,11 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_calibration(folder: Path, client_id: str) -> Calibration:
-    """A client's own calibration of the tuned prompt, from its folder in the run folder."""
+    """A client's own calibration of the tuned prompt, from its folder in the run folder, or from the run's folder at
+    the client itself."""
+    if (folder / "calibration.json").is_file():
+        record = _read(folder / "calibration.json")
+        return Calibration(weights=tuple(record["weights"]), bias=tuple(record["bias"]))
     known = sorted(p.name for p in (folder / "clients").glob("*") if p.is_dir())
     if client_id not in known:
         raise DataError(f"{folder} has no client {client_id!r}; it has {', '.join(known) or 'none'}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from clients.data import Rows, read_rows
 from clients.host import ClientHost
 from promptfed.federation.flower.node import serve_node
+from promptfed.folder import claimed
 from promptfed.registry import load_fm
 from retrieval.encoder import SentenceEncoder
 
@@ -40,17 +41,20 @@ def join_federation(
             return []
         return read_rows(path, client_column="", text_column=text_column, label_column=label_column, client=client_id)
 
-    host = ClientHost(client_id, rows(train), rows(test), load_fm(fm), SentenceEncoder(encoder), folder)
-    host.warm_up()
-    log.info("%s: %s is ready; connecting to %s", client_id, fm, server)
-    asyncio.run(
-        serve_node(
-            host.handle,
-            client_id=client_id,
-            server=server,
-            folder=folder / "flower",
-            root_certificates=certificates,
-            private_key=key,
-            insecure=insecure,
+    training, held_out = rows(train), rows(test)
+    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder):
+        host = ClientHost(client_id, training, held_out, load_fm(fm), SentenceEncoder(encoder), folder)
+        host.warm_up()
+        log.info("%s: %s is ready; connecting to %s", client_id, fm, server)
+        asyncio.run(
+            serve_node(
+                host.handle,
+                client_id=client_id,
+                server=server,
+                folder=folder / "flower",
+                root_certificates=certificates,
+                private_key=key,
+                insecure=insecure,
+            )
         )
-    )

@@ -25,7 +25,7 @@ from tests.support import WordEncoder, public_texts, sentences
 
 ROOT = Path(__file__).parent.parent
 SITES = tuple(f"site{i}" for i in range(5))
-CANARY = "zanzibar4711"
+CANARY = "zanzibar4711"  # and the site: in every text of that site
 NAMES = ("negative", "positive")
 BUDGET = 600
 
@@ -51,7 +51,7 @@ class Place:
             for part, n, seed in (("train", 30, i), ("test", 10, 50 + i)):
                 data = sentences(n, seed, n_words=2)
                 with (self.folder / f"{site}-{part}.csv").open("w", newline="") as file:
-                    rows = [[f"{t} {CANARY}", NAMES[y]] for t, y in zip(data.texts, data.labels, strict=True)]
+                    rows = [[f"{t} {CANARY}{site}", NAMES[y]] for t, y in zip(data.texts, data.labels, strict=True)]
                     csv.writer(file).writerows([["text", "label"], *rows])
         with (self.folder / "public.csv").open("w", newline="") as file:
             csv.writer(file).writerows([["text"], *([t] for t in public_texts(n_words=2))])
@@ -66,8 +66,6 @@ public = "public.csv"
 [task]
 labels = ["negative", "positive"]
 instruction = "Is the review negative or positive?"
-[fm]
-scorer = "scripted:overlap"
 [budget]
 max_fm_calls = {BUDGET}
 [evaluation]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluators.metrics import METRICS
 from promptfed.errors import RunError
 from promptfed.messages import Adopt, Evaluate, Evaluated, FitHead, Head, Join, Joined, Stack
 from promptfed.prompts.artefact import PromptSet
@@ -52,7 +53,9 @@ def fedavg_heads(clients: Sequence[str]) -> Steps[tuple[float, ...]]:
     head: tuple[float, ...] = ()
     for _ in range(FEDAVG_ROUNDS):
         replies = yield Round(name="fedavg", tasks=dict.fromkeys(clients, FitHead(head=head)))
-        parts = [r.body for r in replies.values() if isinstance(r.body, Head)]
+        parts = [r.body for r in replies.values() if isinstance(r.body, Head) and r.body.n]
+        sizes = {len(head)} if head else {len(p.weights) for p in parts}
+        parts = [p for p in parts if len(p.weights) == min(sizes, default=0)]
         if not parts:
             raise RunError("no client returned a head")
         head = tuple(np.average([p.weights for p in parts], axis=0, weights=[p.n for p in parts]).tolist())
@@ -68,7 +71,11 @@ def evaluate(tasks: Mapping[str, Evaluate], n_test: Mapping[str, int]) -> Steps[
     grants = {c: n_test[c] * n for c, n in prompts.items()}
     arm = next(iter(asked.values())).arm
     replies = yield Round(name=f"evaluate {arm}", tasks=asked, grants=grants)
-    return {c: r.body for c, r in replies.items() if isinstance(r.body, Evaluated)}
+    return {
+        c: r.body
+        for c, r in replies.items()
+        if isinstance(r.body, Evaluated) and r.body.values.keys() == r.body.errors.keys() == METRICS.keys()
+    }
 
 
 def summarise(arms: Mapping[str, Mapping[str, Evaluated]]) -> dict[str, Any]:

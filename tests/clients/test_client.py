@@ -93,7 +93,15 @@ def test_join_says_how_many_and_which_labels_occur() -> None:
         round=4,
         client_id="north",
         usage=Usage(),
-        body=Joined(fm="scripted:overlap@0", capabilities=BOTH, n_train=2, n_test=6, labels=("positive",), n_dropped=3),
+        body=Joined(
+            fm="scripted:overlap@0",
+            encoder="words-64",
+            capabilities=BOTH,
+            n_train=2,
+            n_test=6,
+            labels=("positive",),
+            n_dropped=3,
+        ),
     )
 
 

@@ -116,7 +116,21 @@ def test_other_data_under_the_same_run_is_noticed(tmp_path: Path, caplog: pytest
 
     assert reply.body == Failed(reason="DataError")
     assert fm.n_calls == 0
-    assert "the data changed since run run1 was joined" in caplog.text
+    assert "data changed since run run1 was joined" in caplog.text
+
+
+def test_another_model_under_the_same_run_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its answers would not be found in the journal, and every text would count as refused."""
+    host, _ = a_host(tmp_path)
+    tell(host, JOIN)
+    tell(host, ASK, number=2)
+
+    other, fm = a_host(tmp_path, ScriptedFM("another"))
+    reply = tell(other, Ask(prompts=(P,), stop=14), number=3)
+
+    assert reply.body == Failed(reason="DataError")
+    assert fm.n_calls == 0
+    assert "fm changed since run run1 was joined" in caplog.text
 
 
 @pytest.mark.parametrize("data", [b"", b"rubbish", b"\x81\xa1a\x01"])
@@ -152,6 +166,7 @@ def test_no_text_is_said_or_logged(tmp_path: Path, caplog: pytest.LogCaptureFixt
     replies = [tell(host, JOIN), tell(host, ASK, number=2)]
 
     assert replies[1].body == Failed(reason="ValueError")
+    assert "round 2, tuning: ask failed: ValueError" in caplog.text
     assert CANARY not in caplog.text
     assert all(CANARY not in str(reply) for reply in replies)
     assert json.loads((tmp_path / "run1" / "run.json").read_text())["join"]["seed"] == 1

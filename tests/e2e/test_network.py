@@ -48,8 +48,11 @@ def test_what_a_client_keeps_is_with_the_client_and_no_text_is_with_the_server(p
     assert not (place.folder / "calm" / "clients").exists()
     assert len(served) > 20
     assert [p for p in [*served, place.folder / "calm-server.log"] if CANARY.encode() in p.read_bytes()] == []
-    for log in place.folder.glob("calm-*.log"):
-        assert CANARY not in log.read_text()
+    for site in SITES:
+        others = [p for p in place.folder.glob("calm-*/**/*") if p.is_file() and f"calm-{site}" not in str(p)]
+        logs = list(place.folder.glob("calm-*.log"))
+        assert len(others) > 50
+        assert [p for p in [*others, *logs] if f"{CANARY}{site}".encode() in p.read_bytes()] == []
 
 
 def test_the_books_are_those_of_the_simulation(place: Place) -> None:

@@ -21,8 +21,8 @@ from tests.support import WordEncoder
 BOTH = (Capability.LABEL_LOGPROBS, Capability.TEXT)
 
 
-def joined(fm: str = "m@1", capabilities: tuple[Capability, ...] = BOTH) -> Joined:
-    return Joined(fm=fm, capabilities=capabilities, n_train=4, n_test=2, labels=("a",), n_dropped=0)
+def joined(fm: str = "m@1", capabilities: tuple[Capability, ...] = BOTH, encoder: str = "e") -> Joined:
+    return Joined(fm=fm, encoder=encoder, capabilities=capabilities, n_train=4, n_test=2, labels=("a",), n_dropped=0)
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ def test_clients_that_ask_the_same_model_are_fine(simulation: Simulation) -> Non
     ("clients", "error", "told"),
     [
         ({"a": joined(), "b": joined("other@2")}, ConfigError, "a: m@1, b: other@2"),
+        ({"a": joined(), "b": joined(encoder="f")}, ConfigError, "different encoders .a: e, b: f."),
         ({"a": joined(), "b": joined(capabilities=BOTH[:1])}, CapabilityError, "race.*needs text.*client 'b'"),
     ],
 )

@@ -75,6 +75,7 @@ REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Joined: st.builds(
         m.Joined,
         fm=st.text(),
+        encoder=st.text(),
         capabilities=st.just((Capability.TEXT,)),
         n_train=count,
         n_test=count,
@@ -94,7 +95,7 @@ REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Adopted: st.builds(m.Adopted, n_calibration=count),
     m.Head: st.builds(m.Head, n=count, weights=numbers),
     m.Evaluated: st.builds(m.Evaluated, n=count, values=measured, errors=measured, calls_per_prediction=number),
-    m.Failed: st.builds(m.Failed, reason=st.text()),
+    m.Failed: st.builds(m.Failed, reason=st.sampled_from(["ValueError", "FMError"])),
 }
 
 

@@ -2,3 +2,10 @@
 
 The server: `transport.FlowerTransport`, a `promptfed.federation.server.Transport`. A client: `node.serve_node`.
 """
+
+from importlib.util import find_spec
+
+from promptfed.errors import ConfigError
+
+if find_spec("flwr") is None or find_spec("cryptography") is None:
+    raise ConfigError("a federation over a network needs packages of its own: pip install 'promptfed[flower]'")

@@ -99,7 +99,10 @@ class _Node:
                 raise ConfigError(f"{self._options['server']}: its certificate is not vouched for by root_certificates")
             self._check_refused(said == "refused")
             pause = AGAIN_S[0] if time.monotonic() - begun > AGAIN_S[1] * 2 else min(pause * 2, AGAIN_S[1])
-            log.info("the SuperNode ended (%s); starting it again in %.1f s", said, pause)
+            if said == "unreachable":
+                log.info("%s can't be reached; trying again", self._options["server"])
+            else:
+                log.info("the connection ended (%s); connecting again in %.1f s", said, pause)
             await asyncio.sleep(pause)
 
     def _check_refused(self, refused: bool) -> None:
@@ -155,4 +158,5 @@ class _Node:
                 if said == "connected":
                     (self._folder / "node").write_text(f"{frame.fields['node']}\n", encoding="ascii")
                     self._accepted, said = True, "lost"
+                    log.info("connected to %s", self._options["server"])
         return said

@@ -35,15 +35,15 @@ class Listen:
     insecure: bool = False
 
     def __post_init__(self) -> None:
-        split_address(self.address, "server.listen")
+        split_address(self.address, "network.listen")
         if self.insecure:
             if self.certificate or self.private_key or self.clients:
-                raise ConfigError("server.insecure goes with no certificate and no client keys; drop one or the other")
+                raise ConfigError("network.insecure goes with no certificate and no client keys; drop one or the other")
             return
         if not (self.certificate and self.private_key and self.clients):
             raise ConfigError(
                 "a server needs a certificate, its private key and the public keys of its clients; for plain text on "
-                "a machine of your own set server.insecure"
+                "a machine of your own set network.insecure"
             )
         check_files(self.certificate, self.private_key, *self.clients.values())
         try:
@@ -56,12 +56,12 @@ class Listen:
     @property
     def host(self) -> str:
         """The host part; an IPv6 address without its brackets."""
-        return split_address(self.address, "server.listen")[0]
+        return split_address(self.address, "network.listen")[0]
 
     @property
     def port(self) -> int:
         """The port part."""
-        return split_address(self.address, "server.listen")[1]
+        return split_address(self.address, "network.listen")[1]
 
     @property
     def local(self) -> bool:
@@ -85,7 +85,7 @@ class Attached:
 
     def __post_init__(self) -> None:
         if self.insecure == bool(self.clients):
-            raise ConfigError("give the public keys of the clients, or set server.insecure to believe what nodes say")
+            raise ConfigError("give the public keys of the clients, or set network.insecure to believe what nodes say")
         check_files(*self.clients.values())
 
 

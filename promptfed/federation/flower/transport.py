@@ -218,7 +218,7 @@ class FlowerTransport:
         try:
             hello = json.loads(frame.body)
             client, protocol = str(hello["client"]), hello["protocol"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             client, protocol = "", None
         if protocol != PROTOCOL:
             log.warning("node %d speaks another protocol; it takes no part", node)

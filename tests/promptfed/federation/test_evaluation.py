@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from evaluators.metrics import METRICS
 from promptfed.errors import RunError
 from promptfed.federation.evaluation import FEDAVG_ROUNDS, evaluate, fedavg_heads, fit_stack, join, summarise
 from promptfed.messages import Evaluate, Evaluated, Failed, FitHead, Head, Joined, NewtonPart, Reply, ReplyBody, Stack
@@ -27,7 +28,7 @@ def evaluated(value: float, error: float = 0.0, n: int = 10) -> Evaluated:
 
 
 def test_join_asks_everybody_and_keeps_those_who_joined() -> None:
-    joined = Joined(fm="m", capabilities=(), n_train=3, n_test=0, labels=("x",), n_dropped=1)
+    joined = Joined(fm="m", encoder="e", capabilities=(), n_train=3, n_test=0, labels=("x",), n_dropped=1)
 
     (sent,), got = finish(join(["a", "b"], JOIN), lambda _: replies({"a": joined, "b": Failed(reason="E")}))
 
@@ -91,17 +92,44 @@ def prompt_set(n: int) -> PromptSet:
     return PromptSet(labels=("x", "y"), prompts=prompts, weights=(1.0,) * n, bias=(0.0, 0.0))
 
 
+def complete(value: float) -> Evaluated:
+    """Every metric, as a client gives them."""
+    return Evaluated(
+        n=10, values=dict.fromkeys(METRICS, value), errors=dict.fromkeys(METRICS, 0.0), calls_per_prediction=1.0
+    )
+
+
 def test_evaluate_grants_a_call_a_text_and_prompt_and_leaves_out_clients_without_texts() -> None:
     task = Evaluate(arm="fm", prompt=prompt_set(2))
 
     (sent,), got = finish(
         evaluate(dict.fromkeys("abc", task), {"a": 5, "b": 0, "c": 1}),
-        lambda _: replies({"a": evaluated(0.5), "c": evaluated(1.0)}),
+        lambda _: replies({"a": complete(0.5), "c": complete(1.0)}),
     )
 
     assert dict(sent.grants) == {"a": 10, "c": 2}
     assert set(sent.tasks) == {"a", "c"}
     assert {c: e.values["accuracy"] for c, e in got.items()} == {"a": 0.5, "c": 1.0}
+
+
+def test_a_client_that_left_out_a_metric_is_left_out() -> None:
+    task = Evaluate(arm="fm", prompt=prompt_set(1))
+
+    _, got = finish(
+        evaluate(dict.fromkeys("ab", task), {"a": 5, "b": 5}),
+        lambda _: replies({"a": evaluated(0.5), "b": complete(1.0)}),
+    )
+
+    assert list(got) == ["b"]
+
+
+def test_a_head_of_another_size_is_left_out() -> None:
+    """Two clients with other encoders than the rest must not end the run."""
+    heads = {"a": Head(n=1, weights=(1.0,)), "b": Head(n=3, weights=(1.0, 2.0)), "c": Head(n=0, weights=(9.0,))}
+
+    _, head = finish(fedavg_heads("abc"), lambda _: replies(heads))
+
+    assert head == (1.0,)
 
 
 def test_an_arm_without_a_prompt_makes_no_call() -> None:

@@ -17,7 +17,7 @@ from promptfed.strategies.base import Round, Steps
 from promptfed.types import FMResponse
 from tests.support import JOIN, wait_for
 
-JOINED = Joined(fm="m", capabilities=(), n_train=4, n_test=2, labels=("a", "b"), n_dropped=0)
+JOINED = Joined(fm="m", encoder="e", capabilities=(), n_train=4, n_test=2, labels=("a", "b"), n_dropped=0)
 Handler = Callable[[Task], bytes | None]
 
 
