@@ -12,30 +12,14 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from clients.data import read_rows
 from clients.host import ClientHost
 from promptfed.federation.flower.node import serve_node
-from promptfed.fm.base import WrappedFM
-from promptfed.fm.scripted import ScriptedFM
-from promptfed.types import FMRequest, FMResponse
+from tests.killable import Tally
 from tests.support import WordEncoder
-
-
-class Told(WrappedFM):
-    """Writes the size of every batch down before it is answered."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(ScriptedFM())
-        self._path = path
-
-    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
-        with self._path.open("a") as file:
-            file.write(f"{len(requests)}\n")
-        return await self._inner.complete(requests)
 
 
 def main(options: dict[str, Any]) -> None:
@@ -46,7 +30,7 @@ def main(options: dict[str, Any]) -> None:
     def rows(path: str) -> list[tuple[str, str, str]]:
         return read_rows(Path(path), client_column="", text_column="text", label_column="label", client=client_id)
 
-    fm = Told(Path(options.pop("calls")))
+    fm = Tally(Path(options.pop("calls")))
     host = ClientHost(client_id, rows(options.pop("train")), rows(options.pop("test")), fm, WordEncoder(), folder)
 
     async def handle(task: bytes) -> bytes:

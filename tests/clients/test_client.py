@@ -552,4 +552,4 @@ def test_the_domain_model_is_fitted_once_on_all_training_texts() -> None:
 
     assert client.domain_model() is client.domain_model()
     proba = client.domain_model().predict_proba(client.data.train.texts)
-    assert (proba.argmax(axis=1) == client.data.train.labels).mean() >= 0.9
+    assert (proba.argmax(axis=1) == client.data.train.labels).mean() > 0.9
