@@ -69,7 +69,7 @@ instruction = "Is the review negative or positive?"
 [budget]
 max_fm_calls = {BUDGET}
 [evaluation]
-baselines = ["zero_shot", "local_only"]
+baselines = ["zero_shot"]
 [network]
 listen = "127.0.0.1:{self.port}"
 certificate = "keys/server.pem"
@@ -92,7 +92,7 @@ wait_s = 90
             "data": {"public": str(self.folder / "public.csv")},
             "task": {"labels": list(NAMES), "instruction": "Is the review negative or positive?"},
             "budget": {"max_fm_calls": BUDGET},
-            "evaluation": {"baselines": ["zero_shot", "local_only"]},
+            "evaluation": {"baselines": ["zero_shot"]},
         }
         return promptfed.run(config, out=self.folder / "simulated", fm=ScriptedFM(), encoder=WordEncoder())
 

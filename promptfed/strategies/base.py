@@ -282,8 +282,9 @@ class Session:
         """
         learned = []
         for prompt in prompts:
-            n, total, squares = yield from self.ask([prompt], None)
-            pooled = prior(n, total, squares)
+            if prompt.prompt_id not in self._pooled:
+                yield from self.ask([prompt], None)
+            pooled = self._pooled[prompt.prompt_id]
             label = prompt.word_labels
             share = pooled.weights[0] / np.bincount(label)[label]
             start = Calibration(weights=tuple(share.tolist()), bias=pooled.bias)
