@@ -18,7 +18,8 @@ from typing import Any
 
 import promptfed
 from clients import client, history
-from promptfed import app, conduct
+from promptfed import conduct
+from promptfed import folder as run_folder
 from promptfed.federation import checkpoint
 from promptfed.fm.base import WrappedFM
 from promptfed.fm.journal import RecordingFM
@@ -92,7 +93,7 @@ def main() -> None:
     verb, *rest = sys.argv[1:]
     config, folder = (rest.pop(0) if verb == "run" else ""), Path(rest.pop(0))
     killer = Killer(int(rest[0]) if rest else 0, rest[1] if rest else "before")
-    for module in (app, conduct, client, checkpoint, artefact):
+    for module in (run_folder, conduct, client, checkpoint, artefact):
         module.write_whole = killer.whole(module.write_whole)  # type: ignore[attr-defined]
     RecordingFM._append = killer.appending(RecordingFM._append, lambda fm: fm._path)  # type: ignore[method-assign]
     history.TaskHistory.add = killer.appending(history.TaskHistory.add, lambda h: h._path)  # type: ignore[method-assign]
