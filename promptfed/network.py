@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,15 +70,13 @@ class NetworkRun(Conductor):
 
     transport = "Flower"
 
-    def __init__(
-        self, config: Config, folder: Path, listeners: Sequence[Listener] = (), report: Callable[[str], None] = log.info
-    ) -> None:
+    def __init__(self, config: Config, folder: Path, listeners: Sequence[Listener] = ()) -> None:
         if config.network is None:
             raise ConfigError(f"{folder} is not a run over a network (no [network])")
         super().__init__(
             config, task_text(config, config.task.labels), load_method(config.method.name), folder, listeners
         )
-        self._network, self._report = config.network, report
+        self._network = config.network
         self._flower = FlowerTransport(listening(config.network), folder / "flower")
         kept = folder / "run_id"
         if not kept.exists():
@@ -93,7 +91,7 @@ class NetworkRun(Conductor):
             place = (
                 f"its app at {self._flower.socket}" if self._network.attached else f"clients at {self._network.listen}"
             )
-            self._report(f"waiting for {place}: {', '.join(self.client_ids)}")
+            log.info("waiting for %s: %s", place, ", ".join(self.client_ids))
             await self._wait()
             return await self.conduct({"data": content_hash(self.task.public)})
 
@@ -105,7 +103,7 @@ class NetworkRun(Conductor):
         except QuorumError:
             if len(self._flower.clients & set(ids)) < max(1, self.limits.quorum * len(ids)):
                 raise
-            self._report(f"going on without {', '.join(sorted(set(ids) - self._flower.clients))}")
+            log.info("going on without %s", ", ".join(sorted(set(ids) - self._flower.clients)))
 
     @property
     def client_ids(self) -> list[str]:
