@@ -8,28 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
+from promptfed.console import SIMULATION, err_console, out_console, print_estimate, show_run, tell
 from promptfed.errors import ConfigError, DataError, PromptfedError
-
-if TYPE_CHECKING:
-    from promptfed.conduct import Result
-    from promptfed.federation.events import Listener
 
 app = typer.Typer(
     name="promptfed",
@@ -38,8 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-out_console = Console()
-err_console = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
@@ -76,14 +60,14 @@ def run_command(
 
     checked = load_config(config, overrides or [])
     if dry_run:
-        _print_estimate(estimate(checked), as_json)
+        print_estimate(estimate(checked), as_json)
         return
     folder = out or Path("runs") / config.stem
     if as_json:
         result = run(checked, out=folder, force=force)
         print(json.dumps(result.summary))  # noqa: T201
         return
-    _run(lambda listeners: run(checked, out=folder, force=force, listeners=listeners), folder)
+    show_run(lambda listeners: run(checked, out=folder, force=force, listeners=listeners), folder)
 
 
 @app.command("resume")
@@ -100,8 +84,8 @@ def resume_command(
         return
     is_network = config_of(folder).network is not None
     if is_network:
-        _tell("promptfed")
-    _run(lambda listeners: resume(folder, listeners=listeners), folder, "" if is_network else SIMULATION)
+        tell("promptfed")
+    show_run(lambda listeners: resume(folder, listeners=listeners), folder, "" if is_network else SIMULATION)
 
 
 @app.command("server")
@@ -117,8 +101,8 @@ def server_command(
 
     checked = load_config(config, overrides or [])
     folder = out or Path("runs") / config.stem
-    _tell("promptfed")
-    _run(lambda listeners: serve(checked, out=folder, force=force, listeners=listeners), folder, "")
+    tell("promptfed")
+    show_run(lambda listeners: serve(checked, out=folder, force=force, listeners=listeners), folder, "")
 
 
 @app.command("client")
@@ -145,7 +129,7 @@ def client_command(
     """Take part in a federation with texts that stay here. Runs until it is stopped."""
     from promptfed.site import join_federation
 
-    _tell("promptfed")
+    tell("promptfed")
     join_federation(
         client_id,
         train=data,
@@ -356,125 +340,12 @@ def serve_command(
 # ------------------------------------------------------------------------------------------------------ helpers
 
 
-SIMULATION = (
-    "promptfed run: an [bold]in-process simulation[/]: every client is an object here, "
-    "and what they exchange is serialised and counted."
-)
-
-
-def _tell(logger: str) -> None:
-    """Show what ``logger`` says, a line each."""
-    import logging
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.getLogger(logger).addHandler(handler)
-    logging.getLogger(logger).setLevel(logging.INFO)
-
-
 def _new_folder_of(folder: Path, *names: str) -> Path:
     """``folder``, made; raises `ConfigError` if it holds one of ``names`` already: a key in use must not be lost."""
     if taken := [folder / n for n in names if (folder / n).exists()]:
         raise ConfigError(f"{taken[0]} exists; choose another folder, or remove it if nobody uses it any more")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _run(start: Callable[[Sequence[Listener]], Result], folder: Path, opening: str = SIMULATION) -> None:
-    if opening:
-        out_console.print(opening)
-    with _RunProgress() as progress:
-        result = start([progress.on_event])
-    _print_result(result.summary)
-    out_console.print(f"\nprompt  {folder / 'prompt.json'}\nreport  {folder / 'report.html'}", highlight=False)
-
-
-class _RunProgress:
-    """A bar over FM calls: the phase, the best score so far, and the time left at the present rate."""
-
-    def __init__(self) -> None:
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description:<34}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("FM calls"),
-            TextColumn("{task.fields[tokens]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=err_console,
-            transient=not err_console.is_terminal,
-            disable=not err_console.is_terminal,
-        )
-        self._task = self._progress.add_task("starting", total=None, tokens="")
-
-    def __enter__(self) -> _RunProgress:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def on_event(self, event: Mapping[str, Any]) -> None:
-        kind = event["kind"]
-        if kind == "start":
-            self._progress.update(self._task, total=event.get("expected_fm_calls"))
-        elif kind == "round":
-            self._progress.update(
-                self._task,
-                advance=event["fm_calls"],
-                description=f"{event['phase']}: {event['name']}",
-                tokens=f"{event['tokens'] / 1000:.0f}k tokens",
-            )
-            for client, reason in event["failures"].items():
-                self._progress.console.print(
-                    f"round {event['round']} ({event['name']}): {client} failed: {reason}", markup=False
-                )
-        elif kind == "turned_away":
-            self._progress.console.print(f"{event['client']} was turned away: {event['why']}", markup=False)
-        elif kind == "heat":
-            self._line(
-                f"{event['n_candidates']} prompts on {event['n_texts']} texts: best score {event['best_score']:.3f}"
-            )
-        elif kind == "arm":
-            self._line(f"{event['arm']}: accuracy {event['accuracy']:.3f} on held-out text")
-        elif kind == "end":
-            self._progress.update(self._task, description="done")
-
-    def _line(self, text: str) -> None:
-        self._progress.console.print(f"  {text}", highlight=False)
-
-
-def _print_result(summary: Mapping[str, Any]) -> None:
-    metric = summary["primary_metric"]
-    table = Table(
-        "arm", metric, "95% interval", "FM calls a prediction", title=f"{summary['method']}, seed {summary['seed']}"
-    )
-    for arm, value in summary["metrics"].get(metric, {}).items():
-        low, high = value["ci95"]
-        calls = summary["calls_per_prediction"][arm]
-        table.add_row(
-            arm, f"{value['mean']:.3f}", f"{low:.3f} to {high:.3f}", f"{calls:g}", style="bold" if arm == "fm" else ""
-        )
-    out_console.print(table)
-    tuning = summary["ledger"]["tuning"]
-    out_console.print(
-        f"tuning: {tuning['fm_calls']} FM calls, {tuning['prompt_tokens'] / 1000:.0f}k tokens, "
-        f"{tuning['bytes_up'] / 1024:.0f} KB up, {tuning['bytes_down'] / 1024:.0f} KB down, {tuning['wall_s']:.0f} s",
-        highlight=False,
-    )
-
-
-def _print_estimate(figures: Mapping[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(figures))  # noqa: T201
-        return
-    table = Table("phase", "FM calls", "tokens", "minutes", "USD", title="Estimate; nothing was run")
-    for phase, row in figures["phases"].items():
-        table.add_row(phase, str(row["fm_calls"]), f"{row['tokens']:,}", f"{row['minutes']:.1f}", f"{row['usd']:.2f}")
-    out_console.print(table)
-    out_console.print(figures["basis"], highlight=False)
 
 
 def _calibration(prompt: Path, client: str | None) -> Any:

@@ -19,7 +19,7 @@ from clients.data import read_texts
 from evaluators.metrics import PRIMARY
 from promptfed.config import Config
 from promptfed.errors import CapabilityError, ConfigError, UserError
-from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, fit_stack, join, summarise
+from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, fit_stack, join, side_by_side, summarise
 from promptfed.federation.events import EventLog, Listener
 from promptfed.federation.server import Limits, Server
 from promptfed.files import write_whole
@@ -180,7 +180,7 @@ class Conductor(ABC):
             single = await self.tune(server, Given(prompt.prompts[:1]), replace(federation, max_fm_calls=0))
             await self._evaluate(server, prompt, single, stack, n_test)
             await self._baselines(federation, n_test)
-        return self._finish(prompt, stack, sum(j.n_dropped for j in joined.values()))
+        return self._finish(prompt, stack, joined)
 
     async def tune(self, server: Server, method: Strategy, federation: Federation, phase: Any = "tuning") -> PromptSet:
         """Drive ``method`` to its end."""
@@ -250,11 +250,12 @@ class Conductor(ABC):
 
     async def _local_only(self, server: Server, federation: Federation, n_test: Mapping[str, int]) -> None:
         """Each client alone, with its share of the calls."""
-        tasks = {}
-        for client in self._arms["fm"]:  # who is gone, or has no held-out texts, is not measured
-            alone = _alone(federation, client)
-            tasks[client] = Evaluate(arm="local_only", prompt=await self.tune(server, self.method, alone, "baselines"))
-        await self._measure_each(server, tasks, n_test)
+        measured = self._arms["fm"]  # who is gone, or has no held-out texts, is not measured here either
+        alone = {client: self.method.run(_alone(federation, client)) for client in measured}
+        prompts = await server.drive(side_by_side("local_only", alone), "baselines", 10**9)
+        if prompts:
+            tasks = {client: Evaluate(arm="local_only", prompt=prompt) for client, prompt in prompts.items()}
+            await self._measure_each(server, tasks, n_test)
 
     def _federation(self, n_train: Mapping[str, int]) -> Federation:
         config = self.config
@@ -282,7 +283,7 @@ class Conductor(ABC):
             about = {"method": self.method.name, "seed": self.config.seed, "fm": self.fm_id}
             prompt.save(self.folder / "prompt.json", about=about)
 
-    def _finish(self, prompt: PromptSet, stack: tuple[float, float], n_dropped: int) -> Result:
+    def _finish(self, prompt: PromptSet, stack: tuple[float, float], joined: Mapping[str, Joined]) -> Result:
         config = self.config
         summary: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -291,7 +292,8 @@ class Conductor(ABC):
             "fm": self.fm_id,
             "encoder": self.encoder_id,
             "transport": self.transport,
-            "n_clients": len(self.client_ids),
+            "n_clients": len(joined),
+            "absent": sorted(set(self.client_ids) - set(joined)),
             "labels": list(self.task.labels),
             "prompt_id": prompt.prompt_id,
             "stack": {"fm": round(stack[0], 4), "dm": round(stack[1], 4)},
@@ -302,7 +304,7 @@ class Conductor(ABC):
                 for arm, by_client in self._arms.items()
             },
             "max_fm_calls": config.budget.max_fm_calls,
-            "n_dropped_texts": n_dropped,
+            "n_dropped_texts": sum(j.n_dropped for j in joined.values()),
             "ledger": self.ledger.as_dict(),
             "privacy": {"releases": []},
         }

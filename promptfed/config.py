@@ -152,6 +152,11 @@ class Config(_Section):
                 "with [network] the texts are at the clients: "
                 "leave out data.train, data.test, [[clients]] and [partition]"
             )
+        if (self.fm, self.encoder) != (FM(), Encoder()):
+            raise ValueError(
+                "with [network] each client names its FM and encoder (promptfed client --fm, --encoder): "
+                "leave out [fm] and [encoder]"
+            )
         if not self.task.labels:
             raise ValueError("with [network] task.labels has to say which labels there are, in their order")
         if "centralised" in self.evaluation.baselines:

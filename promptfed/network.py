@@ -83,17 +83,23 @@ class NetworkRun(Conductor):
             write_whole(kept, secrets.token_hex(6) + "\n")
         self._run_id = kept.read_text(encoding="ascii").strip()
         self._folder = folder
-        self._fm_id = ""
+        self._fm_id = self._encoder_id = ""
 
     async def run(self) -> Result:
-        """Wait for the clients, then the whole run."""
+        """Wait for the clients, then the whole run. One that had ended is gone through once more, without them."""
+        if (self._folder / "summary.json").exists():
+            return await self.conduct(self._start)
         async with self._flower:
             place = (
                 f"its app at {self._flower.socket}" if self._network.attached else f"clients at {self._network.listen}"
             )
             log.info("waiting for %s: %s", place, ", ".join(self.client_ids))
             await self._wait()
-            return await self.conduct({"data": content_hash(self.task.public)})
+            return await self.conduct(self._start)
+
+    @property
+    def _start(self) -> dict[str, Any]:
+        return {"data": content_hash(self.task.public)}
 
     async def _wait(self) -> None:
         """Until all clients are here, or the time is up and enough of them are."""
@@ -115,7 +121,7 @@ class NetworkRun(Conductor):
 
     @property
     def encoder_id(self) -> str:
-        return "each client's own"
+        return self._encoder_id
 
     @property
     def limits(self) -> Limits:
@@ -124,7 +130,7 @@ class NetworkRun(Conductor):
 
     def check_joined(self, joined: Mapping[str, Joined]) -> None:
         super().check_joined(joined)
-        self._fm_id = next((j.fm for j in joined.values()), "")
+        self._fm_id, self._encoder_id = next(((j.fm, j.encoder) for j in joined.values()), ("", ""))
 
     def open(self, fleet: str) -> Server:
         checkpoint = Checkpoint(self._folder / "checkpoint" / fleet)

@@ -12,7 +12,7 @@ from promptfed.errors import RunError
 from promptfed.messages import Adopt, Evaluate, Evaluated, FitHead, Head, Join, Joined, Stack
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, newton_step
-from promptfed.strategies.base import Round, Steps, sum_newton_parts
+from promptfed.strategies.base import MAX_TRIES, Replies, Round, Steps, T, sum_newton_parts
 
 FEDAVG_ROUNDS = 10
 # What a domain model's calibrated logits are worth beside the FM's, before anything is known: both make the same
@@ -60,6 +60,39 @@ def fedavg_heads(clients: Sequence[str]) -> Steps[tuple[float, ...]]:
             raise RunError("no client returned a head")
         head = tuple(np.average([p.weights for p in parts], axis=0, weights=[p.n for p in parts]).tolist())
     return head
+
+
+def side_by_side(name: str, each: Mapping[str, Steps[T]]) -> Steps[dict[str, T]]:
+    """A method for each client alone, in rounds that all share; by client, what it came to.
+
+    A client that missed a round is asked the same once more; after `MAX_TRIES` in a row it is left out.
+    """
+    done: dict[str, T] = {}
+    waiting: dict[str, Round] = {}
+    missed = dict.fromkeys(each, 0)
+
+    def go_on(client: str, replies: Replies | None) -> None:
+        waiting.pop(client, None)
+        try:
+            waiting[client] = next(each[client]) if replies is None else each[client].send(replies)
+        except StopIteration as end:
+            done[client] = end.value
+
+    for client in sorted(each):
+        go_on(client, None)
+    while waiting:
+        replies = yield Round(
+            name=name,
+            tasks={c: round_.tasks[c] for c, round_ in waiting.items()},
+            grants={c: round_.grants.get(c, 0) for c, round_ in waiting.items()},
+        )
+        for client in sorted(waiting):
+            missed[client] = 0 if client in replies else missed[client] + 1
+            if client in replies:
+                go_on(client, {client: replies[client]})
+            elif missed[client] == MAX_TRIES:
+                del waiting[client]
+    return done
 
 
 def evaluate(tasks: Mapping[str, Evaluate], n_test: Mapping[str, int]) -> Steps[dict[str, Evaluated]]:

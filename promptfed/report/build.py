@@ -91,6 +91,7 @@ class Summary(_Record):
     encoder: str
     transport: str
     n_clients: int
+    absent: tuple[str, ...] = ()
     labels: tuple[str, ...]
     prompt_id: str
     primary_metric: str

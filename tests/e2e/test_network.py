@@ -38,6 +38,9 @@ def test_the_result_is_that_of_the_simulation_byte_for_byte(place: Place) -> Non
 
     assert prompt == (place.folder / "simulated" / "prompt.json").read_bytes()
     assert metrics == simulated.summary["metrics"]
+    summary = json.loads((place.folder / "calm" / "summary.json").read_text())
+    assert (summary["n_clients"], summary["absent"]) == (len(SITES), [])
+    assert summary["encoder"] == simulated.summary["encoder"]
 
 
 def test_what_a_client_keeps_is_with_the_client_and_no_text_is_with_the_server(place: Place) -> None:
@@ -93,16 +96,30 @@ def test_killed_slow_and_returning_partners_change_nothing(place: Place) -> None
     assert place.calls("rough") == place.calls("calm")  # nothing was paid for twice
 
 
-def test_a_client_with_a_key_that_the_server_does_not_know_is_told_and_leaves(place: Place) -> None:
-    place.start_server("guarded")
-    args = ["--data", "site0-train.csv", "--id", "site0", "--server", f"127.0.0.1:{place.port}"]
-    security = ["--key", "keys/stranger", "--root-certificates", "keys/ca.pem", "--fm", "scripted:overlap"]
+def test_a_run_that_has_ended_is_gone_through_again_without_clients(place: Place) -> None:
+    before = place.outcome("calm"), place.events("calm")
 
-    done = cli("client", *args, *security, "--folder", "stranger", cwd=place.folder, timeout=200)
+    done = cli("resume", "calm", cwd=place.folder, timeout=60)
+
+    assert done.returncode == 0, done.stderr
+    assert (place.outcome("calm"), place.events("calm")) == before
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [("stranger", "refuses this client"), ("site1", "knows this key, but not as 'site0'")],
+    ids=["unknown", "another's"],
+)
+def test_a_client_with_a_key_that_is_not_its_own_is_told_and_leaves(place: Place, key: str, told: str) -> None:
+    place.start_server(f"guarded-{key}")
+    args = ["--data", "site0-train.csv", "--id", "site0", "--server", f"127.0.0.1:{place.port}"]
+    security = ["--key", f"keys/{key}", "--root-certificates", "keys/ca.pem", "--fm", "scripted:overlap"]
+
+    done = cli("client", *args, *security, "--folder", f"not-{key}", cwd=place.folder, timeout=200)
 
     place.stop()
     assert done.returncode == 2
-    assert "refuses this client" in done.stderr
+    assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert CANARY not in done.stderr + done.stdout
 

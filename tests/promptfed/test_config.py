@@ -114,6 +114,8 @@ def test_a_network_has_clients_by_name_only_where_nobody_is_checked() -> None:
     [
         ({"data": {"train": "x.csv"}}, "the texts are at the clients"),
         ({"partition": {"clients": 2}}, "the texts are at the clients"),
+        ({"fm": {"scorer": "embedded:other"}}, "each client names its FM"),
+        ({"encoder": {"name": "other"}}, "leave out .fm. and .encoder."),
         ({"task": {}}, "task.labels has to say which labels"),
         ({"task": {"labels": ["a", "a"]}}, "two or more different labels"),
         ({"evaluation": {"baselines": ["centralised"]}}, "can't be put in one place"),

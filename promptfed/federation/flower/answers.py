@@ -19,9 +19,15 @@ class Answers:
 
     def __init__(self, handle: Handle, client_id: str) -> None:
         self._handle, self._client_id = handle, client_id
+        self.otherwise = (
+            f"the server knows this key, but not as {client_id!r}: start with --id as its table of clients has it"
+        )
 
     async def to(self, frame: Frame) -> Frame:
         """The answer. A handler that raises has failed: the server hears no more, the log only the exception's name."""
+        if frame.kind == "turned_away":
+            log.error(self.otherwise)
+            return Frame("reply", {"status": "ok"})
         if frame.kind == "hello":
             body = json.dumps({"client": self._client_id, "protocol": PROTOCOL}).encode()
             return Frame("reply", {"status": "ok"}, body)

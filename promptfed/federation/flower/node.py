@@ -41,7 +41,8 @@ async def serve_node(
     server is told that the task failed and no more. ``folder`` gets the SuperNode's log.
 
     Raises ConfigError for options that don't go together, for a certificate that ``root_certificates`` doesn't vouch
-    for, and when a server that never knew this node has refused its key for ``patience_s``.
+    for, when the server knows the key as another client's, and when a server that never knew this node has refused its
+    key for ``patience_s``.
     """
     processes.check_flower()
     options = _options(server, root_certificates, private_key, insecure)
@@ -149,10 +150,12 @@ class _Node:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
         said = "lost"
         while (frame := await read(reader)) is not None:
-            if frame.kind in ("hello", "task"):
+            if frame.kind in ("hello", "task", "turned_away"):
                 writer.write(pack(await self._answers.to(frame)))
                 with contextlib.suppress(ConnectionError):  # it ended meanwhile: the server will ask again
                     await writer.drain()
+                if frame.kind == "turned_away":
+                    raise ConfigError(self._answers.otherwise)
             else:
                 said = frame.kind
                 if said == "connected":

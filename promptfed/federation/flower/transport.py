@@ -226,6 +226,7 @@ class FlowerTransport:
             log.warning(
                 "node %d has the key of %s and calls itself otherwise; it takes no part", node, self._owner(node)
             )
+            self._tell(Frame("send", {"ticket": next(self._numbers), "node": node, "what": "turned_away"}))
         else:
             self._nodes[client] = node
             self._give(client)

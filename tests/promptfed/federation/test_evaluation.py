@@ -8,11 +8,19 @@ import pytest
 
 from evaluators.metrics import METRICS
 from promptfed.errors import RunError
-from promptfed.federation.evaluation import FEDAVG_ROUNDS, evaluate, fedavg_heads, fit_stack, join, summarise
+from promptfed.federation.evaluation import (
+    FEDAVG_ROUNDS,
+    evaluate,
+    fedavg_heads,
+    fit_stack,
+    join,
+    side_by_side,
+    summarise,
+)
 from promptfed.messages import Evaluate, Evaluated, Failed, FitHead, Head, Joined, NewtonPart, Reply, ReplyBody, Stack
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
-from promptfed.strategies.base import Round
+from promptfed.strategies.base import MAX_TRIES, Round, Steps
 from tests.support import JOIN, finish, replies
 
 PROMPT = PromptSet(
@@ -58,6 +66,47 @@ def test_weights_of_fm_and_domain_models_are_found_from_sums() -> None:
 def test_weighing_needs_a_client() -> None:
     with pytest.raises(RunError, match="at least one"):
         finish(fit_stack(["a"], PROMPT), lambda _: replies({"a": Failed(reason="E")}))
+
+
+def alone(client: str, n_rounds: int) -> Steps[str]:
+    """A method that asks its one client ``n_rounds`` times for a head, and comes to the texts it was told of."""
+    told = []
+    for i in range(n_rounds):
+        answers = yield Round(name="ask", tasks={client: FitHead(head=(float(i),))}, grants={client: i})
+        (body,) = [r.body for r in answers.values()]
+        assert isinstance(body, Head)
+        told.append(body.n)
+    return f"{client}: {told}"
+
+
+def test_methods_for_one_client_each_share_their_rounds() -> None:
+    def answer(round_: Round) -> dict[str, Reply]:
+        return replies({c: Head(n=len(round_.tasks), weights=()) for c in round_.tasks})
+
+    rounds, done = finish(side_by_side("alone", {"a": alone("a", 3), "b": alone("b", 1), "c": alone("c", 0)}), answer)
+
+    assert [(r.name, sorted(r.tasks), dict(r.grants)) for r in rounds] == [
+        ("alone", ["a", "b"], {"a": 0, "b": 0}),
+        ("alone", ["a"], {"a": 1}),
+        ("alone", ["a"], {"a": 2}),
+    ]
+    assert done == {"a": "a: [2, 1, 1]", "b": "b: [2]", "c": "c: []"}
+
+
+def test_a_client_that_missed_a_round_is_asked_again_and_one_that_is_gone_is_left_out() -> None:
+    asked: list[tuple[str, float]] = []
+
+    def answer(round_: Round) -> dict[str, Reply]:
+        asked.extend((c, task.head[0]) for c, task in round_.tasks.items() if isinstance(task, FitHead))
+        n = asked.count(("late", 0.0))
+        here = [c for c in round_.tasks if c == "here" or (c == "late" and n >= MAX_TRIES)]
+        return replies({c: Head(n=1, weights=()) for c in here})
+
+    _, done = finish(side_by_side("alone", {c: alone(c, 2) for c in ("here", "late", "gone")}), answer)
+
+    assert done == {"here": "here: [1, 1]", "late": "late: [1, 1]"}
+    assert asked.count(("late", 0.0)) == asked.count(("gone", 0.0)) == MAX_TRIES
+    assert asked.count(("here", 0.0)) == 1
 
 
 def test_fedavg_weighs_heads_by_texts_and_sends_the_mean_on() -> None:
