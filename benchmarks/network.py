@@ -1,10 +1,11 @@
 """A round over Flower: how long it takes beyond the clients' own time, where that goes, and bytes against the ledger.
 
-    .venv-flower/bin/python benchmarks/network.py [--clients 5] [--rounds 10] [--bytes 2000] [--insecure]
+    .venv-flower/bin/python benchmarks/network.py [--clients 5] [--rounds 10] [--insecure]
 
 Clients are in this process and answer at once; server, gate, SuperLink and SuperNodes are processes, with TLS and keys
-unless --insecure. Prints JSON: seconds a round, CPU seconds a round by kind of process, and what Flower counts beside
-the bytes of tasks and replies (the envelope), a message each way.
+unless --insecure. Prints JSON: seconds a round, CPU seconds a round by kind of process, and the envelope: what Flower
+counts beside the bytes of tasks and replies, a message each way. It is measured on small messages; what Flower counts
+for larger ones is then compared with the ledger's bytes and that envelope.
 """
 
 from __future__ import annotations
@@ -27,26 +28,27 @@ from promptfed.federation.flower.transport import FlowerTransport
 
 KINDS = ("flower-superlink", "flower-superexec", "flwr-serverapp", "promptfed_relay.gate", "promptfed_relay.fleet")
 OURS = "engine and clients"
+SIZES = (500, 2_000, 20_000)  # bytes of a task, and of its reply
+WAYS = ("up", "down")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--bytes", type=int, default=2000)
     parser.add_argument("--insecure", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="promptfed-rounds-") as folder:
-        measured = asyncio.run(measure(Path(folder), args.clients, args.rounds, args.bytes, insecure=args.insecure))
+        measured = asyncio.run(measure(Path(folder), args.clients, args.rounds, insecure=args.insecure))
     print(json.dumps({"secure": not args.insecure, "load": round(os.getloadavg()[0], 1), **measured}, indent=2))
 
 
-async def measure(folder: Path, n_clients: int, n_rounds: int, n_bytes: int, *, insecure: bool) -> dict[str, Any]:
+async def measure(folder: Path, n_clients: int, n_rounds: int, *, insecure: bool) -> dict[str, Any]:
     ids = [f"c{i}" for i in range(n_clients)]
     listen, options = security(folder, ids, insecure=insecure)
 
-    async def handle(_task: bytes) -> bytes:
-        return b"y" * n_bytes
+    async def handle(task: bytes) -> bytes:
+        return task
 
     start = perf_counter()
     async with FlowerTransport(listen, folder / "server") as transport:
@@ -57,34 +59,47 @@ async def measure(folder: Path, n_clients: int, n_rounds: int, n_bytes: int, *, 
         ]
         await transport.wait_for_clients(ids, 120)
         joined_s = perf_counter() - start - up_s
-        counted, used, seconds = await transport.traffic(), cpu_seconds(str(folder)), []
-        for _ in range(n_rounds):
-            begun = perf_counter()
-            replies = await transport.exchange(dict.fromkeys(ids, b"x" * n_bytes), ids, 120)
-            seconds.append(perf_counter() - begun)
-            if len(replies) != n_clients:
-                raise RuntimeError(f"{len(replies)} of {n_clients} clients answered")
-        after, counted_after = cpu_seconds(str(folder)), await transport.traffic()
+        used = cpu_seconds(str(folder))
+        counted: dict[int, tuple[float, float]] = {}
+        seconds: dict[int, list[float]] = {}
+        for n_bytes in SIZES:
+            before = await transport.traffic()
+            seconds[n_bytes] = [await timed_round(transport, ids, b"x" * n_bytes) for _ in range(n_rounds)]
+            after = await transport.traffic()
+            up, down = ((b - a) / (n_clients * n_rounds) for a, b in zip(before, after, strict=True))
+            counted[n_bytes] = up, down
+        used = {kind: s - used[kind] for kind, s in cpu_seconds(str(folder)).items()}
         for node in nodes:
             node.cancel()
         await asyncio.gather(*nodes, return_exceptions=True)
-    n_messages = n_clients * n_rounds
-    envelope = {
-        way: round((counted_after[i] - counted[i]) / n_messages) - n_bytes for i, way in enumerate(("up", "down"))
-    }
+    small = SIZES[0]
+    envelope = [c - small for c in counted[small]]
     return {
         "clients": n_clients,
         "rounds": n_rounds,
-        "bytes": n_bytes,
         "server_up_s": round(up_s, 1),
         "clients_joined_s": round(joined_s, 1),
-        "median_s": round(statistics.median(seconds), 2),
-        "max_s": round(max(seconds), 2),
-        "round_s": [round(s, 2) for s in seconds],
-        "cpu_s_a_round": {kind: round((after[kind] - used[kind]) / n_rounds, 3) for kind in after},
-        "envelope_bytes_a_message": envelope,
-        "counted_over_ours": {way: round((n_bytes + envelope[way]) / n_bytes, 3) for way in envelope},
+        "round_s": {
+            n_bytes: {"median": round(statistics.median(s), 2), "max": round(max(s), 2)}
+            for n_bytes, s in seconds.items()
+        },
+        "cpu_s_a_round": {kind: round(s / n_rounds / len(SIZES), 3) for kind, s in used.items()},
+        "envelope_bytes_a_message": dict(zip(WAYS, map(round, envelope), strict=True)),
+        "counted_over_ledger_and_envelope": {
+            n_bytes: {
+                way: round(c / (n_bytes + e), 3) for way, c, e in zip(WAYS, counted[n_bytes], envelope, strict=True)
+            }
+            for n_bytes in SIZES[1:]
+        },
     }
+
+
+async def timed_round(transport: FlowerTransport, ids: list[str], task: bytes) -> float:
+    begun = perf_counter()
+    replies = await transport.exchange(dict.fromkeys(ids, task), ids, 120)
+    if replies != dict.fromkeys(ids, task):
+        raise RuntimeError(f"{len(replies)} of {len(ids)} clients answered")
+    return perf_counter() - begun
 
 
 def security(folder: Path, ids: list[str], *, insecure: bool) -> tuple[Listen, dict[str, dict[str, Any]]]:

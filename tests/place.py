@@ -1,12 +1,14 @@
 """A whole federation over a network in one folder, as real processes: a server, five clients with keys, Flower, TLS.
 
-For tests and for benchmarks; needs the extra `flower`. Clients are `tests.party`, which has no weights.
+For tests and for benchmarks; needs the extra `flower`. The clients of `Place` are `tests.party`, which has no weights;
+those of `RealPlace` are promptfed's own, with real texts and models.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import gzip
 import json
 import os
 import signal
@@ -45,16 +47,25 @@ class Place:
     port: int = field(default_factory=free_port)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def prepare(self) -> None:
-        """Data, keys and the server's configuration, made with promptfed's own commands."""
+    budget: int = BUDGET
+    instruction: str = "Is the review negative or positive?"
+
+    def write_data(self) -> None:
+        """A training and a test file for each site, and the public texts."""
         for i, site in enumerate(SITES):
             for part, n, seed in (("train", 30, i), ("test", 10, 50 + i)):
                 data = sentences(n, seed, n_words=2)
-                with (self.folder / f"{site}-{part}.csv").open("w", newline="") as file:
-                    rows = [[f"{t} {CANARY}{site}", NAMES[y]] for t, y in zip(data.texts, data.labels, strict=True)]
-                    csv.writer(file).writerows([["text", "label"], *rows])
-        with (self.folder / "public.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["text"], *([t] for t in public_texts(n_words=2))])
+                rows = [[f"{t} {CANARY}{site}", NAMES[y]] for t, y in zip(data.texts, data.labels, strict=True)]
+                self.write_csv(f"{site}-{part}.csv", [["text", "label"], *rows])
+        self.write_csv("public.csv", [["text"], *([t] for t in public_texts(n_words=2))])
+
+    def write_csv(self, name: str, rows: list[list[str]]) -> None:
+        with (self.folder / name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(rows)
+
+    def prepare(self) -> None:
+        """Data, keys and the server's configuration, made with promptfed's own commands."""
+        self.write_data()
         assert cli("keys", "server", "127.0.0.1", "--out", self.folder / "keys").returncode == 0
         for name in (*SITES, "stranger"):
             assert cli("keys", "client", name, "--out", self.folder / "keys").returncode == 0
@@ -65,9 +76,9 @@ class Place:
 public = "public.csv"
 [task]
 labels = ["negative", "positive"]
-instruction = "Is the review negative or positive?"
+instruction = "{self.instruction}"
 [budget]
-max_fm_calls = {BUDGET}
+max_fm_calls = {self.budget}
 [evaluation]
 baselines = ["zero_shot"]
 [network]
@@ -90,11 +101,16 @@ wait_s = 90
             "seed": 3,
             "clients": clients,
             "data": {"public": str(self.folder / "public.csv")},
-            "task": {"labels": list(NAMES), "instruction": "Is the review negative or positive?"},
-            "budget": {"max_fm_calls": BUDGET},
+            "task": {"labels": list(NAMES), "instruction": self.instruction},
+            "budget": {"max_fm_calls": self.budget},
             "evaluation": {"baselines": ["zero_shot"]},
         }
-        return promptfed.run(config, out=self.folder / "simulated", fm=ScriptedFM(), encoder=WordEncoder())
+        return promptfed.run(config, out=self.folder / "simulated", **self.models)
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """What the simulation asks in place of the configured models."""
+        return {"fm": ScriptedFM(), "encoder": WordEncoder()}
 
     def start_client(self, site: str, run: str, **more: Any) -> None:
         options = {
@@ -115,9 +131,10 @@ wait_s = 90
         args = ["resume", run] if begun else ["server", "server.toml", "--out", run]
         self._start("server", f"{run}-server.log", "-m", "promptfed.cli", *args)
 
-    def _start(self, name: str, log: str, *args: str) -> None:
+    def _start(self, name: str, log: str, *args: str, **variables: str) -> None:
         with (self.folder / log).open("ab") as out:
-            environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            threads = {} if name == "fm" else {"OMP_NUM_THREADS": "1"}
+            environment = os.environ | {"PYTHONPATH": str(ROOT)} | threads | variables
             self.running[name] = subprocess.Popen(
                 [sys.executable, *args], stdout=out, stderr=out, cwd=self.folder, env=environment
             )
@@ -159,3 +176,69 @@ wait_s = 90
     def calls(self, run: str) -> int:
         files = self.folder.glob(f"{run}-*-calls.txt")
         return sum(int(line) for file in files for line in file.read_text().split())
+
+
+@dataclass
+class RealPlace(Place):
+    """The demo's texts, `promptfed client` at every site, and one embedded FM behind `promptfed serve` with a key."""
+
+    n_train: int = 60
+    n_test: int = 20
+    n_public: int = 100
+    budget: int = 300
+    instruction: str = "Classify the sentiment of the text."
+    fm_port: int = field(default_factory=free_port)
+
+    def write_data(self) -> None:
+        for part, most in (("train", self.n_train), ("test", self.n_test)):
+            of_client: dict[str, list[dict[str, str]]] = {}
+            for row in _demo(f"{part}.csv.gz"):
+                of_client.setdefault(row["client"], []).append(row)
+            for site, client in zip(SITES, sorted(of_client), strict=True):
+                rows = [[row["text"], row["label"]] for row in of_client[client][:most]]
+                self.write_csv(f"{site}-{part}.csv", [["text", "label"], *rows])
+        self.write_csv("public.csv", [["text"], *([row["text"]] for row in _demo("public.csv.gz")[: self.n_public])])
+
+    @property
+    def models(self) -> dict[str, Any]:
+        return {}
+
+    def start_fm(self, timeout_s: float = 120) -> None:
+        args = ["serve", "embedded:smollm2-135m-instruct", "--port", str(self.fm_port)]
+        self._start("fm", "fm.log", "-m", "promptfed.cli", *args, **KEY)
+        end = time.monotonic() + timeout_s
+        while "serving" not in (self.folder / "fm.log").read_text():
+            assert self.running["fm"].poll() is None, (self.folder / "fm.log").read_text()
+            assert time.monotonic() < end, "promptfed serve did not come up"
+            time.sleep(0.2)
+
+    def start_client(self, site: str, run: str, **more: Any) -> None:
+        options = {
+            "data": f"{site}-train.csv",
+            "test": f"{site}-test.csv",
+            "id": site,
+            "server": f"127.0.0.1:{self.port}",
+            "fm": f"openai:smollm2-135m-instruct@http://127.0.0.1:{self.fm_port}/v1",
+            "folder": f"{run}-{site}",
+            "key": f"keys/{site}",
+            "root-certificates": "keys/ca.pem",
+        }
+        args = [part for name, value in options.items() for part in (f"--{name}", value)]
+        self._start(site, f"{run}-{site}.log", "-m", "promptfed.cli", "client", *args, **KEY)
+
+    def gather(self, run: str) -> Path:
+        """A folder with every client's results of ``run``, as a simulation keeps them."""
+        gathered = self.folder / f"{run}-gathered"
+        (gathered / "clients").mkdir(parents=True)
+        for site in SITES:
+            (evaluation,) = (self.folder / f"{run}-{site}").glob("*/evaluation")
+            (gathered / "clients" / site).symlink_to(evaluation.parent)
+        return gathered
+
+
+KEY = {"PROMPTFED_API_KEY": "for-this-place-only"}
+
+
+def _demo(name: str) -> list[dict[str, str]]:
+    with gzip.open(ROOT / "examples" / "sentiment5" / name, "rt", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("flwr")
 
-from tests.place import CANARY, SITES, Place, cli
+from promptfed.runs import compare_runs
+from tests.place import CANARY, SITES, Place, RealPlace, cli
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(400)]
 
@@ -134,3 +136,31 @@ def test_too_few_clients_is_a_pause_that_says_who_is_missing(place: Place) -> No
     assert done.returncode == 3
     assert "missing: site1, site2, site3, site4" in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.timeout(900)
+def test_with_real_models_the_result_is_that_of_the_simulation_within_a_few_texts(tmp_path: Path) -> None:
+    """The FM's last digits depend on the batch. `benchmarks/network_fm.py` measures more calls and texts."""
+    place = RealPlace(tmp_path)
+    place.prepare()
+    try:
+        place.start_fm()
+        place.start_server("real")
+        for site in SITES:
+            place.start_client(site, "real")
+        place.wait_for_end("real", 600)
+    finally:
+        place.stop()
+
+    simulated = place.simulate()
+
+    network = json.loads((place.folder / "real" / "summary.json").read_text())
+    assert network["fm"] == simulated.summary["fm"]
+    assert network["ledger"]["tuning"]["fm_calls"] == simulated.summary["ledger"]["tuning"]["fm_calls"]
+    assert simulated.score() > 0.7
+    paired = compare_runs([place.gather("real")], [place.folder / "simulated"])
+    assert paired.n_texts == 100
+    assert abs(paired.difference) <= 0.03
+    logs = [p.read_text() for p in place.folder.glob("*.log")]
+    some_text = (place.folder / "site0-train.csv").read_text().splitlines()[1][:30]
+    assert [log for log in logs if some_text in log or "for-this-place-only" in log] == []
