@@ -192,6 +192,7 @@ class Simulation(Conductor):
         scorer = fm or load_fm(config.fm.scorer)
         proposer = load_fm(config.fm.proposer) if config.fm.proposer else scorer
         self.fm = scorer if proposer is scorer else Routed(scorer, proposer)
+        self.fm_in_process = self.fm.in_process
         for capability in sorted(method.needs):
             self.fm.require(capability, f"method {method.name!r}")
         self._shared_encoder = encoder or SentenceEncoder(config.encoder.name)

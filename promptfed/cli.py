@@ -90,7 +90,9 @@ def resume_command(
 
 @app.command("server")
 def server_command(
-    config: Annotated[Path, typer.Argument(help="Configuration file (TOML) with a [network] section.")],
+    config: Annotated[
+        Path, typer.Argument(help="Configuration file (TOML) that has a network section (docs/deploy.md).")
+    ],
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/NAME by default.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key: section.key=value.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing run folder.")] = False,
@@ -110,19 +112,33 @@ def client_command(
     data: Annotated[Path, typer.Option("--data", help="CSV file of this client's training texts.")],
     client_id: Annotated[str, typer.Option("--id", help="This client's id, as the server knows it.")],
     server: Annotated[str, typer.Option("--server", help="Where the server is, HOST:PORT.")],
-    test: Annotated[Path | None, typer.Option("--test", help="CSV file of held-out texts.")] = None,
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            "--test",
+            help="Labelled texts kept out of tuning, to measure on; without them this client is not measured.",
+        ),
+    ] = None,
     fm: Annotated[str, typer.Option("--fm", help="Foundation model that may read the texts, KIND:NAME.")] = (
         "embedded:smollm2-135m-instruct"
     ),
-    encoder: Annotated[str, typer.Option("--encoder", help="What the domain model reads with.")] = "all-minilm-l6-v2",
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="Sentence encoder of the domain model; the same at all clients.")
+    ] = "all-minilm-l6-v2",
     folder: Annotated[
-        Path | None, typer.Option("--folder", help="What this client keeps; promptfed-ID by default.")
+        Path | None,
+        typer.Option("--folder", help="Folder for what this client keeps (private); promptfed-ID by default."),
     ] = None,
-    key: Annotated[Path | None, typer.Option("--key", help="This client's private key (see keys client).")] = None,
+    key: Annotated[
+        Path | None, typer.Option("--key", help="This client's private key, from: promptfed keys client ID.")
+    ] = None,
     certificates: Annotated[
-        Path | None, typer.Option("--root-certificates", help="Who vouches for the server; the system's by default.")
+        Path | None,
+        typer.Option("--root-certificates", help="The server's ca.pem; the system's certificates by default."),
     ] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Plain text, and no key.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="No encryption and no key: for tests on one machine only.")
+    ] = False,
     text_column: Annotated[str, typer.Option("--text-column")] = "text",
     label_column: Annotated[str, typer.Option("--label-column")] = "label",
 ) -> None:
@@ -330,7 +346,7 @@ def serve_command(
         bool, typer.Option("--join", help="Share batches between requests: faster, less reproducible.")
     ] = False,
 ) -> None:
-    """Serve a foundation model over HTTP, OpenAI-compatible; use it as openai:NAME@http://HOST:PORT/v1."""
+    """Serve a foundation model to other processes over HTTP; use it as openai:NAME@http://HOST:PORT/v1."""
     from promptfed.fm.serve import serve
     from promptfed.registry import load_fm
 

@@ -75,6 +75,8 @@ class Conductor(ABC):
     """One run. ``fm_id`` and ``encoder_id`` are for the books: the server asks no model."""
 
     transport: ClassVar[str]
+    # Whether the clients' texts stayed in this process when the FM was asked; None where each client has its own FM.
+    fm_in_process: bool | None = None
 
     def __init__(
         self, config: Config, task: TaskText, method: Strategy, folder: Path | None, listeners: Sequence[Listener]
@@ -290,6 +292,7 @@ class Conductor(ABC):
             "method": self.method.name,
             "seed": config.seed,
             "fm": self.fm_id,
+            "fm_in_process": self.fm_in_process,
             "encoder": self.encoder_id,
             "transport": self.transport,
             "n_clients": len(joined),

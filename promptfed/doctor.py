@@ -46,7 +46,7 @@ def _torch() -> str:
     import torch
 
     has_bf16 = fast_dtype() == torch.bfloat16
-    bf16 = "bfloat16 in hardware" if has_bf16 else "no bfloat16 in hardware: float32, some 6 times as slow"
+    bf16 = "bfloat16 in hardware" if has_bf16 else "no bfloat16 in hardware: float32, some 4 times as slow"
     return f"{torch.__version__}, {torch.get_num_threads()} threads, {bf16}"
 
 

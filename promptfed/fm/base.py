@@ -21,6 +21,11 @@ class BaseFM(ABC):
     """A foundation model. Subclasses give ``fm_id``, ``capabilities`` and `complete`."""
 
     @property
+    def in_process(self) -> bool:
+        """Whether what it is asked stays in this process. Only a model that computes here may say so."""
+        return False
+
+    @property
     @abstractmethod
     def fm_id(self) -> str: ...
 
@@ -70,6 +75,10 @@ class WrappedFM(BaseFM):
     @property
     def capabilities(self) -> frozenset[Capability]:
         return self._inner.capabilities
+
+    @property
+    def in_process(self) -> bool:
+        return self._inner.in_process
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -56,6 +56,10 @@ class Routed(WrappedFM):
         text = frozenset({Capability.TEXT})
         return (self._inner.capabilities - text) | (self._proposer.capabilities & text)
 
+    @property
+    def in_process(self) -> bool:
+        return self._inner.in_process and self._proposer.in_process
+
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
         answers: dict[int, FMResponse] = {}
         for model, kind in ((self._proposer, TextRequest), (self._inner, LabelRequest)):

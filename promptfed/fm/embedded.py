@@ -50,6 +50,10 @@ class EmbeddedFM(BaseFM):
     def capabilities(self) -> frozenset[Capability]:
         return frozenset({Capability.TEXT, Capability.LABEL_LOGPROBS})
 
+    @property
+    def in_process(self) -> bool:
+        return True
+
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
         """Compute in a worker thread, so that the event loop (progress, deadlines) goes on."""
         return await asyncio.to_thread(self._complete, list(requests))

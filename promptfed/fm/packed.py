@@ -47,7 +47,7 @@ class PackedLlama:
         if config.get("model_type") != "llama":
             raise ConfigError(
                 f"the embedded engine reads Llama-family models; {folder.name} has model_type "
-                f"{config.get('model_type')!r}. Serve other models behind an OpenAI-compatible endpoint"
+                f"{config.get('model_type')!r}. Choose a Llama-family model"
             )
         usual = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
         odd = [f"{name} {config[name]!r}" for name, value in usual.items() if (config.get(name) or value) != value]

@@ -46,6 +46,10 @@ class ScriptedFM(BaseFM):
     def capabilities(self) -> frozenset[Capability]:
         return self._capabilities
 
+    @property
+    def in_process(self) -> bool:
+        return True
+
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
         return [self._answer(request) for request in requests]
 

@@ -30,16 +30,16 @@ MAX_PICTURES = 12
 # Short names of arms, for pictures and tables; what each is stands in the template. An unknown arm keeps its own name.
 NAMES = {
     "fm": "tuned prompts",
-    "fm_pooled": "tuned, pooled",
+    "fm_pooled": "tuned, new client",
     "fm_single": "tuned, best one",
     "fm_dm": "tuned + own model",
-    "dm_local": "own model alone",
+    "dm_local": "own small model",
     "dm_fedavg": "FedAvg model",
-    "zero_shot": "zero-shot",
+    "zero_shot": "instruction alone",
     "manual_few_shot": "hand-written",
     "manual_few_shot_calibrated": "hand-written, cal.",
-    "local_only": "local tuning",
-    "centralised": "all texts pooled",
+    "local_only": "each client alone",
+    "centralised": "all texts together",
 }
 # What a run ships, not what it is compared with.
 OWN_ARMS = ("fm", "fm_pooled", "fm_single", "fm_dm")
@@ -88,6 +88,7 @@ class Summary(_Record):
     method: str
     seed: int
     fm: str
+    fm_in_process: bool | None = None
     encoder: str
     transport: str
     n_clients: int

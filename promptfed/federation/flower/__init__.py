@@ -8,4 +8,4 @@ from importlib.util import find_spec
 from promptfed.errors import ConfigError
 
 if find_spec("flwr") is None or find_spec("cryptography") is None:
-    raise ConfigError("a federation over a network needs packages of its own: pip install 'promptfed[flower]'")
+    raise ConfigError("a federation over a network needs Flower: make .venv-flower/setup.done (docs/deploy.md)")

@@ -21,7 +21,7 @@ PASSED_ON = ("HOME", "LANG", "LC_", "LD_LIBRARY_PATH", "SSL_CERT_", "SYSTEMROOT"
 def check_flower() -> None:
     """Raises ConfigError when Flower's commands are not beside this interpreter."""
     if not command("flower-superlink").exists():
-        raise ConfigError("running over a network needs Flower: pip install 'promptfed[flower]'")
+        raise ConfigError("a federation over a network needs Flower: make .venv-flower/setup.done (docs/deploy.md)")
 
 
 def command(name: str) -> Path:

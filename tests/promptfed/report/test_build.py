@@ -192,10 +192,10 @@ def test_the_curve_is_drawn_to_scale(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("zero_shot", "half", "by_hand", "expected"),
     [
-        (0.5, 0.01, 0.6, "Tuned prompt 80.0% against 50.0% zero-shot"),
-        (0.5, 0.01, 0.9, "Tuned prompt 80.0% against 50.0% zero-shot, but hand-written reaches 90.0%"),
-        (0.79, 0.02, 0.6, "No clear gain: tuned prompt 80.0% against 79.0% zero-shot"),
-        (0.9, 0.01, 0.6, "No gain: tuned prompt 80.0% against 90.0% zero-shot"),
+        (0.5, 0.01, 0.6, "Tuned prompt 80.0% against 50.0% instruction alone"),
+        (0.5, 0.01, 0.9, "Tuned prompt 80.0% against 50.0% instruction alone, but hand-written reaches 90.0%"),
+        (0.79, 0.02, 0.6, "No clear gain: tuned prompt 80.0% against 79.0% instruction alone"),
+        (0.9, 0.01, 0.6, "No gain: tuned prompt 80.0% against 90.0% instruction alone"),
     ],
 )
 def test_the_headline_is_honest(folder: Path, zero_shot: float, half: float, by_hand: float, expected: str) -> None:
@@ -235,7 +235,7 @@ def test_an_unknown_arm_round_and_method_are_shown_but_nothing_is_claimed_of_the
         for arms in summary["metrics"].values():
             arms["new_arm"] = arms["fm"]
         summary["method"] = "newmethod"
-        summary["fm"] = "openai:gpt@1"
+        summary |= {"fm": "openai:gpt@1", "fm_in_process": False}
         events[:] = [e for e in events if e["kind"] not in ("heat", "sets")]
         events.append(next(e for e in events if e["kind"] == "round") | {"name": "gossip"})
 
@@ -246,6 +246,27 @@ def test_an_unknown_arm_round_and_method_are_shown_but_nothing_is_claimed_of_the
     assert "No client text crossed" not in text
     assert "does not know the messages of gossip" in text
     assert "the provider of openai:gpt@1" in text
+
+
+def test_a_report_of_a_network_run_claims_nothing_of_where_the_models_ran_or_of_clear_differences(folder: Path) -> None:
+    def change(summary: dict[str, Any], events: list[dict[str, Any]]) -> None:
+        summary |= {"transport": "Flower", "fm_in_process": None, "comparisons": {}}
+
+    text = Tags(changed(folder, change)).text
+    assert "went over a network" in text
+    assert "did not leave the machine" not in text
+    assert "whoever runs the FM that the client asked" in text
+    assert "clear gain" not in text
+    assert "can't say whether a difference between arms is clear" in text
+
+
+def test_a_model_on_another_machine_is_not_taken_for_one_in_this_process(folder: Path) -> None:
+    def change(summary: dict[str, Any], events: list[dict[str, Any]]) -> None:
+        summary |= {"fm": "embedded:smollm2-135m-instruct@1", "fm_in_process": False}
+
+    text = Tags(changed(folder, change)).text
+    assert "did not leave the machine" not in text
+    assert "the provider of embedded:smollm2-135m-instruct@1" in text
 
 
 def test_a_recorded_privacy_release_is_shown(folder: Path) -> None:
