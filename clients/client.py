@@ -23,7 +23,7 @@ from evaluators.metrics import with_errors
 from promptfed.errors import WireError
 from promptfed.files import write_whole
 from promptfed.fm.base import BaseFM
-from promptfed.fm.decorators import Budgeted, Metered
+from promptfed.fm.decorators import Budgeted, Metered, Reached
 from promptfed.ledger import Usage
 from promptfed.messages import (
     Adopt,
@@ -81,7 +81,7 @@ class Client:
     ) -> None:
         self.data, self.labels = data, labels
         self.folder = folder
-        self._meter = Metered(fm)
+        self._meter = Metered(Reached(fm))
         self._fm = Budgeted(self._meter)
         self._history = TaskHistory(folder / f"{history}.msgpack" if folder is not None else None)
         self._restored = not self._history.tasks

@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 something that the caller can mend, 3 a run that failed. E
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,6 +44,16 @@ def main() -> None:
         is_run = set(sys.argv[1:2]) & {"run", "resume", "server"}
         err_console.print("stopped" + ("; a run goes on with: promptfed resume FOLDER" if is_run else ""))
         sys.exit(130)
+    except Exception as error:
+        if os.environ.get("PROMPTFED_TRACEBACK"):
+            raise
+        # What another library says may quote a text.
+        err_console.print(
+            f"error: {type(error).__name__}, which promptfed did not expect; PROMPTFED_TRACEBACK=1 shows where it came "
+            "from (and may show texts)",
+            markup=False,
+        )
+        sys.exit(3)
 
 
 @app.command("run")

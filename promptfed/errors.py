@@ -8,6 +8,7 @@ PromptfedError
 │   └── CapabilityError    the foundation model lacks what the method needs
 └── RunError               the run could not go on: exit code 3
     ├── FMError            the foundation model failed
+    │   └── FMUnreachableError  it gave no answer at all; the run goes on when it is back
     ├── BudgetError        a call would have passed the budget
     ├── QuorumError        too few clients answered a round; the run waits to be resumed
     └── WireError          a message that does not decode to what it should be
@@ -62,6 +63,10 @@ class RunError(PromptfedError):
 
 class FMError(RunError):
     """The foundation model gave no usable answer."""
+
+
+class FMUnreachableError(FMError):
+    """The foundation model could not be reached, or answered nothing in time."""
 
 
 class BudgetError(RunError):

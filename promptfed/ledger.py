@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +39,7 @@ class Usage:
         self.prompt_tokens += answer.prompt_tokens
         self.completion_tokens += answer.completion_tokens
         self.cached_tokens += answer.cached_tokens
-        self.failed_calls += answer.error is not None
+        self.failed_calls += answer.error is not None or not all(map(math.isfinite, answer.logprobs or ()))
         self.truncated_calls += answer.truncated
         self.usd += answer.usd
 

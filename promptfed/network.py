@@ -107,7 +107,7 @@ class NetworkRun(Conductor):
         try:
             await self._flower.wait_for_clients(ids, self._network.wait_s)
         except QuorumError:
-            if len(self._flower.clients & set(ids)) < max(1, self.limits.quorum * len(ids)):
+            if len(self._flower.clients & set(ids)) < self.limits.needed(len(ids)):
                 raise
             log.info("going on without %s", ", ".join(sorted(set(ids) - self._flower.clients)))
 

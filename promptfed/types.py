@@ -65,6 +65,8 @@ FMRequest = LabelRequest | TextRequest
 class FMResponse:
     """One answer. A failure is a value: ``error`` says why and the answer fields are ``None``.
 
+    ``outage``: the model was not reached, or had no answer to anything (overload, timeout), so the failure says nothing
+    of this item.
     ``logprobs`` are natural logarithms, one a label, normalised over the labels.
     ``label_tokens`` counts each label's tokens; None where all have one, or the model does not say.
     ``cached_tokens`` counts the prompt tokens that were not computed anew for this answer.
@@ -74,6 +76,7 @@ class FMResponse:
     label_tokens: tuple[int, ...] | None = None
     text: str | None = None
     error: str | None = None
+    outage: bool = False
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0

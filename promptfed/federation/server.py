@@ -42,6 +42,10 @@ class Limits:
     deadline_s: float | None = None
     quorum: float = 0.5
 
+    def needed(self, n: int) -> int:
+        """How many of ``n`` clients are a quorum."""
+        return max(1, math.ceil(self.quorum * n - 1e-9))  # 0.7 of 10 is 7
+
 
 class Server:
     """One federation's server. Rounds are numbered through all phases of a run.
@@ -176,7 +180,7 @@ class Server:
 
     def _check_quorum(self, round_: Round, failures: Mapping[str, str]) -> None:
         n = len(round_.tasks)
-        needed = max(1, math.ceil(self._limits.quorum * n - 1e-9))  # 0.7 of 10 is 7
+        needed = self._limits.needed(n)
         if n - len(failures) < needed:
             reasons = ", ".join(f"{client}: {reason}" for client, reason in sorted(failures.items())[:5])
             raise QuorumError(

@@ -1,4 +1,4 @@
-"""Foundation models wrapped around a foundation model: Budgeted(Metered(Pooled(RecordingFM(Retrying(...)))))."""
+"""Foundation models around a foundation model: Budgeted(Metered(Reached(Pooled(RecordingFM(Retrying(...))))))."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 
-from promptfed.errors import BudgetError
+from promptfed.errors import BudgetError, FMUnreachableError
 from promptfed.fm.base import BaseFM, WrappedFM
 from promptfed.ledger import Usage
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
@@ -23,6 +23,17 @@ class Metered(WrappedFM):
         answers = await self._inner.complete(requests)
         for answer in answers:
             self.usage.add_answer(answer)
+        return answers
+
+
+class Reached(WrappedFM):
+    """Raises `FMUnreachableError` where the model was not reached: that no text was answered must not look like texts
+    that it refused."""
+
+    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        answers = await self._inner.complete(requests)
+        if lost := [answer for answer in answers if answer.outage]:
+            raise FMUnreachableError(f"{len(lost)} of {len(answers)} FM calls had no answer ({lost[0].error})")
         return answers
 
 
@@ -70,16 +81,21 @@ class Routed(WrappedFM):
 
 
 class Retrying(WrappedFM):
-    """Asks again for items that failed, up to ``attempts`` times in all, waiting ``wait_s`` times 1, 2, 4, ..."""
+    """Asks again for items that failed, up to ``attempts`` times in all (``outage_attempts`` where the model was not
+    reached), waiting ``wait_s`` times 1, 2, 4, ..."""
 
-    def __init__(self, inner: BaseFM, *, attempts: int = 3, wait_s: float = 0.5) -> None:
+    def __init__(self, inner: BaseFM, *, attempts: int = 3, outage_attempts: int = 5, wait_s: float = 0.5) -> None:
         super().__init__(inner)
-        self._attempts, self._wait_s = attempts, wait_s
+        self._attempts, self._outage_attempts, self._wait_s = attempts, outage_attempts, wait_s
 
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
         answers = await self._inner.complete(requests)
-        for attempt in range(1, self._attempts):
-            failed = [i for i, answer in enumerate(answers) if answer.error is not None]
+        for attempt in range(1, max(self._attempts, self._outage_attempts)):
+            failed = [
+                i
+                for i, answer in enumerate(answers)
+                if answer.error is not None and attempt < (self._outage_attempts if answer.outage else self._attempts)
+            ]
             if not failed:
                 break
             await asyncio.sleep(self._wait_s * 2 ** (attempt - 1))

@@ -118,7 +118,7 @@ class OpenAIFM(BaseFM):
             if len(completion.choices) != len(requests):
                 raise ValueError("an answer an item is expected")
         except (openai.OpenAIError, TimeoutError, ValueError) as error:
-            return [FMResponse(error=_kind(error))] * len(requests)
+            return [FMResponse(error=_kind(error), outage=_is_outage(error))] * len(requests)
         if completion.system_fingerprint != self._fm_id:
             raise FMError(f"the model behind {self._url} is no longer {self._fm_id}: start again, or serve that one")
         return [_answer(request, choice) for request, choice in zip(requests, completion.choices, strict=True)]
@@ -256,6 +256,14 @@ def _answer(request: FMRequest, choice: dict[str, Any]) -> FMResponse:
         and min(counts) >= 0
     )
     return answer if whole else FMResponse(error="malformed answer")
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether it says nothing of what was asked: no connection, no answer in time, a key that is refused, too many
+    requests, a server that fails."""
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code in (401, 403, 404, 408, 429) or error.status_code >= 500
+    return isinstance(error, openai.APIConnectionError | TimeoutError)
 
 
 def _kind(error: Exception) -> str:

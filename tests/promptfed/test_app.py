@@ -242,6 +242,17 @@ def test_a_test_label_or_client_that_train_lacks_is_named(config: dict[str, Any]
         assert "secret" not in str(caught.value)
 
 
+def test_data_of_one_label_needs_to_be_told_of_the_others(config: dict[str, Any], tmp_path: Path) -> None:
+    rows = [[f"site{i % 3}", f"The film was wonderful {i}.", "positive"] for i in range(90)]
+    one = {**config, "data": {"train": str(write_csv(tmp_path / "one.csv", ["client", "text", "label"], rows))}}
+    named = {**one, "task": {"labels": ["negative", "positive"]}, "evaluation": {"baselines": []}}
+
+    with pytest.raises(DataError, match=r"one label only \('positive'\); give the others in task\.labels"):
+        run({**one, "task": {}}, tmp_path / "a")
+
+    assert run(named, tmp_path / "b").prompt.labels == ("negative", "positive")
+
+
 def test_a_share_too_small_for_each_client_alone_is_told_before_anything_is_paid(
     config: dict[str, Any], tmp_path: Path
 ) -> None:

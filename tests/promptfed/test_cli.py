@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -174,6 +175,40 @@ def test_user_errors_exit_with_2_and_words(workspace: Path, tmp_path: Path, chan
 
     assert done.returncode == 2, done.stderr
     assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"client,text,label,text\nsite0,a secret,positive,a secret\n", "2 columns"),
+        ("client,text,label\nsite0,a secret caf\u00e9,positive\n".encode("latin-1"), "UTF-8"),
+        (b"client,text,label\nsite0,a secret,positive\n", "one label only"),
+    ],
+    ids=["empty", "duplicated header", "not UTF-8", "one label"],
+)
+def test_bad_files_exit_with_2_and_without_their_text(
+    workspace: Path, tmp_path: Path, content: bytes, says: str
+) -> None:
+    (tmp_path / "bad.csv").write_bytes(content)
+
+    done = promptfed("run", workspace / "run.toml", "--out", tmp_path / "o", "--set", f"data.train={tmp_path}/bad.csv")
+
+    assert done.returncode == 2, done.stderr
+    assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_a_model_that_does_not_answer_exits_with_3_and_says_how_to_start_one(workspace: Path, tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        scorer = f"fm.scorer=openai:m@http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        done = promptfed("run", workspace / "run.toml", "--out", tmp_path / "o", "--set", scorer)
+
+    assert done.returncode == 3, done.stderr
+    assert "promptfed serve" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,23 +114,35 @@ def is_odd(request: LabelRequest) -> bool:
     return sum(request.text.encode()) % 2 == 1
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> promptfed.Result:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return run(configured(folder, rows_of(3, 30), rows_of(3, 10, 50)), folder / "run")
+
+
 @pytest.mark.parametrize(
     "bad",
     [
-        FMResponse(error="refused"),
-        FMResponse(logprobs=(float("nan"),) * 2),
-        FMResponse(logprobs=(float("-inf"), 0.0)),
+        lambda _n: FMResponse(error="refused"),
+        lambda n: FMResponse(logprobs=(float("nan"),) * n),
+        lambda n: FMResponse(logprobs=(float("-inf"), *(0.0,) * (n - 1))),
     ],
     ids=["refused", "nan", "infinite"],
 )
-def test_half_of_the_items_refused_is_a_worse_run_and_not_a_wrong_one(tmp_path: Path, bad: FMResponse) -> None:
+def test_half_of_the_items_refused_is_a_worse_run_and_not_a_wrong_one(
+    tmp_path: Path, bad: Callable[[int], FMResponse], undisturbed: promptfed.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promptfed.app.Retrying", lambda fm: fm)
     config = configured(tmp_path, rows_of(3, 30), rows_of(3, 10, 50))
-    fm = Odd(lambda r, a: bad if is_odd(r) and len(r.labels) == len(a.logprobs) == 2 else a)
+    fm = Odd(lambda r, a: bad(len(r.labels)) if is_odd(r) else a)
 
     result = run(config, tmp_path / "run", fm)
 
-    assert 0.4 < result.score() < 1.0
+    assert 0.4 < result.score() < undisturbed.score()
     assert result.summary["metrics"]["accuracy"]["fm"]["by_client"]["site000"]["n"] == 10
+    tuning = result.summary["ledger"]["tuning"]
+    assert 0.3 < tuning["failed_calls"] / tuning["fm_calls"] < 0.7
+    assert "FM calls that failed: " in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_model_that_fails_altogether_is_a_pause_with_words(tmp_path: Path) -> None:
@@ -143,6 +156,24 @@ def test_a_model_that_fails_altogether_is_a_pause_with_words(tmp_path: Path) -> 
     # Mended, the run goes on from where it was.
     result = promptfed.resume(tmp_path / "run", fm=Odd(lambda _request, answer: answer), encoder=WordEncoder())
     assert result.score() > 0.6
+
+
+@pytest.mark.parametrize("n_answered", [0, 300], ids=["from the start", "on the way"])
+def test_a_model_that_can_not_be_reached_is_a_pause_and_not_a_run_of_refused_texts(
+    tmp_path: Path, n_answered: int, undisturbed: promptfed.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("promptfed.app.Retrying", lambda fm: fm)
+    count = itertools.count()
+    gone = FMResponse(error="APIConnectionError", outage=True)
+    config = configured(tmp_path, rows_of(3, 30), rows_of(3, 10, 50))
+
+    with pytest.raises(RunError, match=r"FMUnreachableError.*promptfed resume"):
+        run(config, tmp_path / "run", Odd(lambda _request, answer: answer if next(count) < n_answered else gone))
+
+    back = Odd(lambda _request, answer: answer)
+    result = promptfed.resume(tmp_path / "run", fm=back, encoder=WordEncoder())
+    assert result.score() == undisturbed.score()
+    assert result.prompt.prompt_id == undisturbed.prompt.prompt_id
 
 
 # ---------------------------------------------------------------- nothing leaks

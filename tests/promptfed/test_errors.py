@@ -15,7 +15,7 @@ def test_what_the_caller_can_mend_exits_with_2(name: str) -> None:
     assert kind.exit_code == 2
 
 
-@pytest.mark.parametrize("name", ["FMError", "BudgetError", "WireError"])
+@pytest.mark.parametrize("name", ["FMError", "FMUnreachableError", "BudgetError", "QuorumError", "WireError"])
 def test_what_broke_off_a_run_exits_with_3(name: str) -> None:
     kind = getattr(errors, name)
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptfed.errors import BudgetError
+from promptfed.errors import BudgetError, FMUnreachableError
 from promptfed.fm.base import BaseFM
-from promptfed.fm.decorators import Budgeted, Metered, Pooled, Retrying, Routed
+from promptfed.fm.decorators import Budgeted, Metered, Pooled, Reached, Retrying, Routed
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.ledger import Usage
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
@@ -68,6 +68,21 @@ def test_metered_counts_calls_tokens_money_and_failures_until_it_starts_anew() -
     assert fm.usage.fm_calls == 1
 
 
+# ---------------------------------------------------------------- Reached
+
+
+def test_reached_lets_failed_items_pass_and_raises_where_the_model_was_not_there() -> None:
+    class Away(EchoFM):
+        async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+            answers = await super().complete(requests)
+            return [FMResponse(error="HTTP 503", outage=True) if a.error and len(requests) > 2 else a for a in answers]
+
+    (kept, failed) = wait_for(Reached(Away()).complete(requests("a", "9")))
+    assert (kept.text, failed.error is not None) == ("A", True)
+    with pytest.raises(FMUnreachableError, match=r"1 of 3 FM calls had no answer \(HTTP 503\)"):
+        wait_for(Reached(Away()).complete(requests("a", "9", "b")))
+
+
 # ---------------------------------------------------------------- Budgeted
 
 
@@ -111,6 +126,22 @@ def test_calls_never_pass_the_sum_of_grants(grants: list[int], sizes: list[int])
 
 
 # ---------------------------------------------------------------- Retrying
+
+
+@pytest.mark.parametrize(("outage", "tries"), [(False, 2), (True, 4)])
+def test_retrying_has_more_patience_with_a_model_that_is_away_than_with_an_item_that_it_refuses(
+    outage: bool, tries: int
+) -> None:
+    class Failing(EchoFM):
+        async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+            await super().complete(requests)
+            return [FMResponse(error="no", outage=outage)] * len(requests)
+
+    inner = Failing()
+
+    wait_for(Retrying(inner, attempts=2, outage_attempts=4, wait_s=0.0).complete(requests("a")))
+
+    assert inner.batches == [["a"]] * tries
 
 
 def test_retrying_asks_again_for_what_failed_and_keeps_the_order() -> None:

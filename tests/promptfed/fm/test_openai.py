@@ -351,19 +351,23 @@ def test_a_server_that_begins_to_hang_is_a_failed_item_in_time(silent: socket.so
 
     assert time.monotonic() - start < 5
     assert {a.error for a in answers} <= {"TimeoutError", "APITimeoutError"}
+    assert all(a.outage for a in answers)
 
 
-def test_a_server_that_goes_away_is_a_failed_item() -> None:
+def test_a_server_that_goes_away_is_an_outage() -> None:
     with running(build_app(ScriptedFM())) as url:
         fm = OpenAIFM(f"overlap@{url}")
 
-    assert ask(fm, label(" a")) == [FMResponse(error="APIConnectionError")]
+    assert ask(fm, label(" a")) == [FMResponse(error="APIConnectionError", outage=True)]
 
 
-@pytest.mark.parametrize("status", [400, 413, 429, 500, 503, 302])
-def test_an_http_status_is_a_failed_item_that_names_it(status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "outage"),
+    [(302, False), (400, False), (413, False), (401, True), (429, True), (500, True), (503, True)],
+)
+def test_an_http_status_is_a_failed_item_that_names_it(status: int, outage: bool) -> None:
     with running(other_server(Response(CANARY, status_code=status))) as url:
-        assert ask(OpenAIFM(f"m@{url}"), label(" a")) == [FMResponse(error=f"HTTP {status}")]
+        assert ask(OpenAIFM(f"m@{url}"), label(" a")) == [FMResponse(error=f"HTTP {status}", outage=outage)]
 
 
 @pytest.mark.parametrize(
