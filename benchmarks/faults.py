@@ -36,7 +36,7 @@ from promptfed.strategies.race import Race
 from tests.support import bench, pooled_accuracy, public_texts
 
 DEMO = Path(__file__).parent.parent / "examples" / "sentiment5"
-FAILURES, BUDGET, TEST_TEXTS = 0.3, 1000, 10
+FAILURES, BUDGET, TEST_TEXTS = 0.3, 1000, 5
 
 
 def main() -> None:
@@ -128,7 +128,7 @@ public = "{(DEMO / "public.csv.gz").resolve()}"
 labels = ["negative", "positive"]
 instruction = "Classify the sentiment of the text."
 [budget]
-max_fm_calls = 400
+max_fm_calls = 300
 [evaluation]
 baselines = ["zero_shot"]
 """
