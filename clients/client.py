@@ -51,6 +51,7 @@ from promptfed.messages import (
     Weighed,
     Write,
     Written,
+    decode_reply,
     decode_task,
     encode,
 )
@@ -85,6 +86,7 @@ class Client:
         self._fm = Budgeted(self._meter)
         self._history = TaskHistory(folder / f"{history}.msgpack" if folder is not None else None)
         self._restored = not self._history.tasks
+        self._n_calls = sum(decode_reply(known).usage.fm_calls for known in self._history.replies)
         self._seed = seed
         self._encoder = encoder
         self._public_encoder = public_encoder or encoder
@@ -110,7 +112,8 @@ class Client:
         def reply(body: ReplyBody) -> bytes:
             # What was granted and is gone counts as called, whether or not the model answered.
             usage = replace(self._meter.usage, fm_calls=granted - self._fm.grant)
-            return encode(Reply(round=number, client_id=self.client_id, usage=usage, body=body))
+            before, self._n_calls = self._n_calls, self._n_calls + usage.fm_calls
+            return encode(Reply(round=number, client_id=self.client_id, usage=usage, calls_before=before, body=body))
 
         try:
             await self.restore()

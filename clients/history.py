@@ -27,9 +27,12 @@ class TaskHistory:
         self._replies: dict[bytes, bytes] = {}
         self.tasks: tuple[bytes, ...] = ()
         """The tasks that were replied to before this process, oldest first."""
+        self.replies: tuple[bytes, ...] = ()
+        """What was replied to each of them."""
         if path is not None and path.exists():
             done = _read(path)
             self.tasks = tuple(task for task, _ in done)
+            self.replies = tuple(reply for _, reply in done)
             self._replies = {_digest(task): reply for task, reply in done}
 
     def reply_to(self, task: bytes) -> bytes | None:

@@ -285,11 +285,16 @@ ReplyBody = Joined | Written | Weighed | Votes | Scored | MomentSums | NewtonPar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply(_Message):
-    """``usage`` is what the task cost at the FM, journaled answers included: a task costs the same if done again."""
+    """``usage`` is what the task cost at the FM, journaled answers included: a task costs the same if done again.
+
+    ``calls_before``: FM calls of this client's earlier tasks in the fleet, so that the server learns what a task cost
+    whose reply was lost.
+    """
 
     round: Count
     client_id: str
     usage: Usage
+    calls_before: Count = 0
     body: Annotated[ReplyBody, Field(discriminator="kind")]
 
 

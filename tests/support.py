@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -198,7 +198,10 @@ def finish(steps: Steps[T], answer: Callable[[Round], Mapping[str, Reply]]) -> t
         round_ = next(steps)
         while True:
             rounds.append(round_)
-            round_ = steps.send(answer(round_))
+            # Who answers has made the calls that it was granted.
+            grants = round_.grants
+            given = {c: replace(r, usage=Usage(fm_calls=grants.get(c, 0))) for c, r in answer(round_).items()}
+            round_ = steps.send(given)
     except StopIteration as done:
         result: T = done.value
         return rounds, result

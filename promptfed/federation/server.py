@@ -7,8 +7,9 @@ is written or scored is written or scored at a client.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol
 
@@ -72,6 +73,9 @@ class Server:
         self.round = 0
         self._since = 0.0
         self._absent: set[str] = set()
+        self._booked: defaultdict[str, int] = defaultdict(int)  # FM calls that a client has told of
+        self._owed: defaultdict[str, int] = defaultdict(int)  # granted to it since it last replied
+        self._untold: defaultdict[str, int] = defaultdict(int)  # booked, and in no reply that a method was sent
         self._joiners: dict[str, Join] = {}
         self._welcome: Callable[[str, Joined], None] = lambda _client, _joined: None
 
@@ -86,22 +90,26 @@ class Server:
 
     async def drive(self, steps: Steps[T], phase: Phase, max_fm_calls: int) -> T:
         """Run a method to its end. No round is sent whose grants would pass ``max_fm_calls``."""
-        granted, self._since = 0, perf_counter()
+        before, self._since = self._spent, perf_counter()
         with self._ledger.during(phase):
             try:
                 round_ = next(steps)
                 while True:
                     wanted = sum(round_.grants.values())
-                    if granted + wanted > max_fm_calls:
-                        left = f"{max_fm_calls - granted} of {max_fm_calls} are left"
+                    left_calls = max_fm_calls - (self._spent - before)
+                    if wanted > left_calls:
+                        left = f"{left_calls} of {max_fm_calls} are left"
                         raise BudgetError(f"round {round_.name!r} wants {wanted} FM calls; {left}")
                     self._check_limits(phase, wanted)
-                    replies, spent = await self._exchange(round_, phase)
-                    granted += spent
-                    round_ = steps.send(replies)
+                    round_ = steps.send(await self._exchange(round_, phase))
             except StopIteration as done:
                 result: T = done.value
                 return result
+
+    @property
+    def _spent(self) -> int:
+        """FM calls made, and those that may have been: granted to clients that have not replied since."""
+        return sum(self._booked.values()) + sum(self._owed.values())
 
     def _check_limits(self, phase: Phase, wanted: int) -> None:
         """Raise before a round that, at the mean price of the calls so far, would pass a limit of tuning."""
@@ -120,10 +128,10 @@ class Server:
                     f"started. Raise budget.{key} or lower budget.max_fm_calls"
                 )
 
-    async def _exchange(self, round_: Round, phase: Phase) -> tuple[dict[str, Reply], int]:
+    async def _exchange(self, round_: Round, phase: Phase) -> dict[str, Reply]:
         """One round: encode, send, book, decode. Failed and malformed replies are logged and left out.
 
-        Returns the replies and the FM calls made: as the clients say, or the whole grant of one that does not say.
+        The usage in a reply is that of all tasks since the last reply that a method was sent.
         """
         self.round += 1
         tasks = {
@@ -146,7 +154,9 @@ class Server:
             awaited = [c for c in round_.tasks if c not in self._absent] or list(round_.tasks)
             replies = await self._transport.exchange(tasks, awaited, self._limits.deadline_s)
             seconds = perf_counter() - self._since  # with what the method took to get here
-        answers = {client: self._reply(replies.get(client), client, round_.grants.get(client, 0)) for client in tasks}
+        for client, grant in round_.grants.items():
+            self._owed[client] += grant
+        answers = {client: self._reply(replies.get(client), client) for client in tasks}
         good = {c: a for c, a in answers.items() if isinstance(a, Reply) and not isinstance(a.body, Failed)}
         failures = {c: _reason(a) for c, a in answers.items() if c not in good and c in round_.tasks}
         if saved is None:
@@ -155,7 +165,8 @@ class Server:
         self._since = perf_counter()
         self._ledger.add_seconds(seconds)
         self._absent = (self._absent - set(replies)) | (set(round_.tasks) - set(replies))
-        spent = self._book(tasks, replies, answers, round_.grants)
+        spent = self._book(tasks, replies, answers)
+        told = {c: self._whole(a) for c, a in good.items() if c in round_.tasks}
         total = self._ledger.total(phase)
         self._events.add(
             "round",
@@ -176,7 +187,7 @@ class Server:
                 del self._joiners[client]
                 self._events.add("joined", {"round": self.round, "client": client})
                 self._welcome(client, joined)
-        return {c: a for c, a in good.items() if c in round_.tasks}, spent
+        return told
 
     def _check_quorum(self, round_: Round, failures: Mapping[str, str]) -> None:
         n = len(round_.tasks)
@@ -194,7 +205,6 @@ class Server:
         tasks: Mapping[str, bytes],
         replies: Mapping[str, bytes],
         answers: Mapping[str, Reply | str],
-        grants: Mapping[str, int],
     ) -> int:
         """Book a round in the ledger; returns the FM calls made."""
         spent = 0
@@ -203,13 +213,18 @@ class Server:
             account.bytes_down += len(tasks[client])
             account.bytes_up += len(replies.get(client, b""))
             if isinstance(answer, Reply):
-                account.add(answer.usage)
-                spent += answer.usage.fm_calls
-            else:
-                spent += grants.get(client, 0)
+                lost = max(answer.calls_before - self._booked[client], 0)
+                account.add(replace(answer.usage, fm_calls=answer.usage.fm_calls + lost))
+                self._booked[client] += answer.usage.fm_calls + lost
+                self._untold[client] += answer.usage.fm_calls + lost
+                self._owed[client] = 0
+                spent += answer.usage.fm_calls + lost
         return spent
 
-    def _reply(self, data: bytes | None, client: str, grant: int) -> Reply | str:
+    def _whole(self, reply: Reply) -> Reply:
+        return replace(reply, usage=replace(reply.usage, fm_calls=self._untold.pop(reply.client_id, 0)))
+
+    def _reply(self, data: bytes | None, client: str) -> Reply | str:
         """The reply, or what is wrong with it."""
         if data is None:
             return "no answer"
@@ -220,7 +235,8 @@ class Server:
         # A reply to an undecodable task names no round and spent nothing.
         in_time = reply.round == self.round or (reply.round == 0 and isinstance(reply.body, Failed))
         named = reply.client_id == client and in_time
-        return reply if named and reply.usage.fm_calls <= grant else "malformed"
+        lost = max(reply.calls_before - self._booked[client], 0)
+        return reply if named and lost + reply.usage.fm_calls <= self._owed[client] else "malformed"
 
 
 def _reason(answer: Reply | str) -> str:

@@ -30,6 +30,7 @@ from promptfed.messages import (
     Newton,
     NewtonPart,
     Reply,
+    ReplyBody,
     Score,
     Scored,
     TaskBody,
@@ -49,6 +50,7 @@ from promptfed.types import Capability, FloatArray, IntArray, LabelRequest, Text
 MAX_TRIES = 3
 
 T = TypeVar("T")
+A = TypeVar("A")
 B = TypeVar("B")
 Replies = Mapping[str, Reply]
 
@@ -113,12 +115,15 @@ def singles(prompts: Sequence[PromptTemplate]) -> tuple[tuple[int, ...], ...]:
 
 
 class Session:
-    """The standard client tasks, and what they have cost so far. Reservations are upper bounds: ``left`` counts the
-    calls that may still be granted."""
+    """The standard client tasks, and what they have cost so far.
+
+    ``left`` counts the calls that may still be granted. A grant is spent until the client says what it used of it.
+    """
 
     def __init__(self, federation: Federation) -> None:
         self.federation = federation
         self.left = federation.max_fm_calls
+        self._owed: dict[str, int] = {}  # granted to a client since it last replied
         self._scored: dict[tuple[str, str], int] = {}  # (prompt_id, client) -> texts scored
         self._pooled: dict[str, Calibration] = {}  # prompt_id -> label-free calibration of the prompt alone
 
@@ -140,46 +145,66 @@ class Session:
         return max(0, beyond - 1)
 
     def write(self, requests: Sequence[TextRequest]) -> Steps[list[str]]:
-        """What the FM wrote, in order; the requests are dealt out to the clients in contiguous runs."""
-        clients = list(self.federation.clients)
-        parts = [list(map(int, part)) for part in np.array_split(np.arange(len(requests)), len(clients))]
-        dealt = {c: part for c, part in zip(clients, parts, strict=True) if part}
-        replies = yield self._round(
+        """What the FM wrote, in order; empty where it wrote nothing."""
+        answers = yield from self._deal(
             "write",
-            {c: Write(requests=tuple(requests[i] for i in part)) for c, part in dealt.items()},
-            {c: len(part) for c, part in dealt.items()},
+            len(requests),
+            lambda part: Write(requests=tuple(requests[i] for i in part)),
+            lambda body: body.texts if isinstance(body, Written) else (),
         )
-        written = [""] * len(requests)
-        for client, body in _answers(replies, Written, lambda _: True).items():
-            if len(body.texts) == len(dealt[client]):
-                for i, text in zip(dealt[client], body.texts, strict=True):
-                    written[i] = text
-        return written
+        return [answers.get(i, "") for i in range(len(requests))]
 
     def weigh(self, openings: Sequence[str], words: Sequence[str]) -> Steps[tuple[FloatArray, IntArray]]:
         """Log-probability of each word after each opening, shape (n_openings, n_words), normalised over the words; and
         each word's number of tokens, 1 where the FM does not say."""
-        clients = list(self.federation.clients)
-        dealt = {c: part for i, c in enumerate(clients) if (part := range(len(openings))[i :: len(clients)])}
         labels = tuple(" " + word for word in words)
-        tasks = {
-            c: Weigh(requests=tuple(LabelRequest(prefix="", text=openings[i], suffix="", labels=labels) for i in part))
-            for c, part in dealt.items()
-        }
-        replies = yield self._round("weigh", tasks, {c: len(part) for c, part in dealt.items()})
+        answers = yield from self._deal(
+            "weigh",
+            len(openings),
+            lambda part: Weigh(
+                requests=tuple(LabelRequest(prefix="", text=openings[i], suffix="", labels=labels) for i in part)
+            ),
+            lambda body: list(zip(body.logprobs, body.n_tokens, strict=False)) if isinstance(body, Weighed) else (),
+        )
         out = np.full((len(openings), len(words)), -np.log(max(len(words), 1)))
         n_tokens = np.ones(len(words), dtype=np.int64)
-        for client, body in _answers(replies, Weighed, lambda b: len(b.logprobs) == len(b.n_tokens)).items():
-            for i, row, sizes in zip(dealt[client], body.logprobs, body.n_tokens, strict=False):
-                if len(row) == len(words):
-                    out[i] = row
-                if len(sizes) == len(words):
-                    n_tokens = np.maximum(n_tokens, sizes)
+        for i, (row, sizes) in answers.items():
+            if len(row) == len(words):
+                out[i] = row
+            if len(sizes) == len(words):
+                n_tokens = np.maximum(n_tokens, sizes)
         return out, n_tokens
+
+    def _deal(
+        self,
+        name: str,
+        n: int,
+        task: Callable[[Sequence[int]], TaskBody],
+        answers_of: Callable[[ReplyBody], Sequence[A]],
+    ) -> Steps[dict[int, A]]:
+        """Deal ``n`` requests out to the clients in contiguous runs; the answer of each, by number.
+
+        What was not answered is dealt once more, to those that did answer.
+        """
+        clients, waiting, done = list(self.federation.clients), list(range(n)), dict[int, A]()
+        for _ in range(2):
+            if not waiting or not clients or len(waiting) > self.left:
+                break
+            parts = zip(clients, np.array_split(waiting, len(clients)), strict=True)
+            dealt = {c: list(map(int, part)) for c, part in parts if len(part)}
+            replies = yield from self._exchange(
+                name, {c: task(part) for c, part in dealt.items()}, {c: len(part) for c, part in dealt.items()}
+            )
+            got = {c: answers_of(r.body) for c, r in replies.items()}
+            clients = [c for c, part in dealt.items() if len(got.get(c, ())) == len(part)]
+            for c in clients:
+                done |= zip(dealt[c], got[c], strict=True)
+            waiting = [i for i in waiting if i not in done]
+        return done
 
     def vote(self, texts: Sequence[str]) -> Steps[FloatArray]:
         """Mean label probabilities that the clients' domain models give ``texts``, shape (n, n_labels)."""
-        replies = yield self._round("vote", {c: Vote(texts=tuple(texts)) for c in self.federation.clients})
+        replies = yield from self._exchange("vote", {c: Vote(texts=tuple(texts)) for c in self.federation.clients})
         shape = (len(texts), len(self.federation.labels))
         right_size = _answers(replies, Votes, lambda b: (len(b.shares), b.n_labels) == (shape[0] * shape[1], shape[1]))
         votes = [np.frombuffer(b.shares, dtype=np.uint8).reshape(shape) / 255.0 for b in right_size.values()]
@@ -204,7 +229,9 @@ class Session:
         shape = (len(prompts), len(self.federation.labels))
         n, parts = 0, list[MomentSums]()
         for _ in range(MAX_TRIES if stop is None else 1):
-            replies = yield self._round("ask", dict.fromkeys(grants, Ask(prompts=tuple(prompts), stop=stop)), grants)
+            replies = yield from self._exchange(
+                "ask", dict.fromkeys(grants, Ask(prompts=tuple(prompts), stop=stop)), grants
+            )
             answers = _answers(replies, MomentSums, lambda b: len(b.total) == len(b.squares) == shape[0] * shape[1])
             for client in answers:
                 reached = min(stop or 0, self.federation.clients[client])
@@ -244,7 +271,7 @@ class Session:
         )
         n, n_sets = 0, len(sets)
         for _ in range(MAX_TRIES):  # those that have the scores may just have missed this round
-            replies = yield self._round("score", dict.fromkeys(asked, body))
+            replies = yield from self._exchange("score", dict.fromkeys(asked, body))
             right_size = _answers(replies, Scored, lambda b: len(b.total) == len(b.diff) == len(b.diff_sq) == n_sets)
             parts = list(right_size.values())
             n = sum(p.n for p in parts)
@@ -306,7 +333,9 @@ class Session:
         at, size = start, len(start.weights) + len(start.bias)
         for _ in range(steps):
             body = Newton(prompts=tuple(prompts), stop=stop, weights=at.weights, bias=at.bias, words=words)
-            replies = yield self._round("words" if words else "newton", dict.fromkeys(self.federation.clients, body))
+            replies = yield from self._exchange(
+                "words" if words else "newton", dict.fromkeys(self.federation.clients, body)
+            )
             pooled = sum_newton_parts(replies, size)
             if pooled is None:
                 raise RunError("no client took part in the calibration; at least one is needed")
@@ -321,10 +350,20 @@ class Session:
             bias=calibration.bias,
         )
 
-    def _round(self, name: str, tasks: Mapping[str, TaskBody], grants: Mapping[str, int] | None = None) -> Round:
+    def _exchange(
+        self, name: str, tasks: Mapping[str, TaskBody], grants: Mapping[str, int] | None = None
+    ) -> Steps[Replies]:
+        """One round, and its part in ``left``."""
         granted = dict(grants or {})
         self.left -= sum(granted.values())
-        return Round(name=name, tasks=dict(tasks), grants=granted)
+        replies = yield Round(name=name, tasks=dict(tasks), grants=granted)
+        for client in tasks:
+            owed = self._owed.pop(client, 0) + granted.get(client, 0)
+            if client in replies:
+                self.left += max(owed - replies[client].usage.fm_calls, 0)
+            else:
+                self._owed[client] = owed
+        return replies
 
 
 def _answers(replies: Replies, kind: type[B], fits: Callable[[B], bool]) -> dict[str, B]:

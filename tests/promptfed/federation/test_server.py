@@ -122,6 +122,46 @@ def test_calls_that_were_granted_and_not_made_may_be_granted_again() -> None:
     assert len(post.sent) == 2
 
 
+def test_calls_of_a_reply_that_was_lost_are_booked_when_the_client_replies_again() -> None:
+    def lost(task: Task) -> bytes | None:
+        if task.round < 3:
+            return None
+        return encode(Reply(round=3, client_id="a", usage=Usage(fm_calls=2), calls_before=4, body=JOINED))
+
+    s, _, ledger, events = server({"a": lost, "b": says(JOINED)})
+
+    # Of 12 granted, a made 4 + 2: 6 of the 12 of the budget are left.
+    got = wait_for(s.drive(rounds({"a": 5}, {"a": 5}, {"a": 2}, {"b": 6}), "tuning", 12))
+
+    assert got[2]["a"].usage.fm_calls == 6
+    assert ledger.total("tuning").fm_calls == 6
+    assert [e["fm_calls"] for e in events.events if e["kind"] == "round"] == [0, 0, 6, 0]
+
+
+def test_a_grant_that_is_open_is_not_granted_again() -> None:
+    s, post, _, _ = server({"a": lambda _: None, "b": says(JOINED)})
+
+    with pytest.raises(BudgetError, match="wants 6 FM calls; 5 of 10 are left"):
+        wait_for(s.drive(rounds({"a": 5}, {"b": 6}), "tuning", 10))
+
+    assert len(post.sent) == 1
+
+
+@pytest.mark.parametrize(("before", "calls", "good"), [(4, 2, True), (4, 4, False), (8, 0, False)])
+def test_more_calls_than_were_granted_are_malformed(before: int, calls: int, good: bool) -> None:
+    def handle(task: Task) -> bytes | None:
+        if task.round == 1:
+            return None
+        usage = Usage(fm_calls=calls)
+        return encode(Reply(round=2, client_id="a", usage=usage, calls_before=before, body=JOINED))
+
+    s, _, _, _ = server({"a": handle, "b": says(JOINED)})
+
+    got = wait_for(s.drive(rounds({"a": 5}, {"a": 2}), "tuning", 10))
+
+    assert ("a" in got[1]) == good
+
+
 def test_calls_of_a_client_that_failed_count_against_the_budget() -> None:
     s, post, _, _ = server({"a": says(Failed(reason="IndexError"), 8), "b": says(JOINED)})
 

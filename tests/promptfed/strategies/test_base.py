@@ -29,7 +29,7 @@ from promptfed.prompts.calibration import Calibration, batch_calibration, fit, m
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Federation, Round, Session, singles
 from promptfed.types import FloatArray, IntArray, TextRequest
-from tests.support import finish, replies
+from tests.support import finish, replies, reply
 
 P = tuple(PromptTemplate(text=f"{name} {{text}}", words=("bad", "good")) for name in "PQR")
 
@@ -98,7 +98,23 @@ def test_write_deals_requests_in_contiguous_runs_and_collects_them_in_order() ->
     assert session.left == 995
 
 
-def test_what_a_missing_client_should_have_written_is_empty() -> None:
+def test_what_a_client_did_not_write_is_asked_of_the_others_once() -> None:
+    requests = [TextRequest(prompt=f"p{i}", max_tokens=5) for i in range(5)]
+
+    def answer(round_: Round) -> Mapping[str, Reply]:
+        (task,) = [t for c, t in round_.tasks.items() if c == "a"]
+        assert isinstance(task, Write)
+        return replies({"a": Written(texts=tuple(r.prompt.upper() for r in task.requests))})
+
+    session = Session(federation())
+    (_, again), written = finish(session.write(requests), answer)
+
+    assert dict(again.grants) == {"a": 2}
+    assert written == ["P0", "P1", "P2", "P3", "P4"]
+    assert session.left == 1000 - 5 - 2  # b's two are open
+
+
+def test_what_nobody_wrote_is_empty() -> None:
     requests = [TextRequest(prompt=f"p{i}", max_tokens=5) for i in range(3)]
 
     _, written = finish(Session(federation()).write(requests), lambda _: replies({"a": Written(texts=("one", "two"))}))
@@ -236,6 +252,18 @@ def test_what_was_granted_and_not_answered_stays_reserved() -> None:
     finish(session.ask(P[:1], 4), lambda _: replies({"a": flat_moments(4, 1)}))
 
     assert session.left == 1000 - 8
+
+
+def test_what_a_client_turns_out_not_to_have_spent_may_be_granted_again() -> None:
+    session = Session(federation())
+    finish(session.ask(P[:1], 4), lambda _: replies({"a": flat_moments(4, 1)}))  # b's grant of 4 is open
+
+    steps = session.ask(P[:1], None)
+    next(steps)
+    with pytest.raises(StopIteration):  # b answers a task that costs nothing, and says that it made one call meanwhile
+        steps.send({"b": reply(flat_moments(1, 1), "b", fm_calls=1)})
+
+    assert session.left == 1000 - 4 - 1
 
 
 # ---------------------------------------------------------------- ask and score: what comes of the replies
