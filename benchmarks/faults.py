@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import json
 import shutil
 import signal
@@ -33,9 +32,8 @@ from promptfed.errors import QuorumError
 from promptfed.federation.events import read_events, timeless
 from promptfed.messages import decode_task
 from promptfed.strategies.race import Race
-from tests.support import bench, pooled_accuracy, public_texts
+from tests.support import DEMO, bench, demo_rows, pooled_accuracy, public_texts
 
-DEMO = Path(__file__).parent.parent / "examples" / "sentiment5"
 FAILURES, BUDGET, TEST_TEXTS = 0.3, 1000, 5
 
 
@@ -107,8 +105,7 @@ def command(verb: str, path: Path) -> list[str]:
 
 def small_config(work: Path) -> Path:
     """The demo with fewer calls and fewer held-out texts."""
-    with gzip.open(DEMO / "test.csv.gz", "rt", encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = demo_rows("test")
     n: dict[str, int] = {}
     with (work / "test.csv").open("w", encoding="utf-8", newline="") as file:
         out = csv.DictWriter(file, list(rows[0]))
@@ -145,9 +142,8 @@ def network_kills(n_kills: int, work: Path) -> dict[str, Any]:
     place.prepare()
     try:
         start = perf_counter()
-        begin(place, "calm")
-        place.wait_for_end("calm")
-        place.stop()
+        remove(place, "calm")
+        place.undisturbed("calm")
         took = perf_counter() - start
         rows = []
         for i in range(n_kills):
@@ -156,7 +152,8 @@ def network_kills(n_kills: int, work: Path) -> dict[str, Any]:
                 rng = np.random.default_rng([2, i])
                 who, after = str(rng.choice(["server", *SITES])), float(rng.uniform(2.0, took))
                 run = f"kill{i:02d}"
-                begin(place, run)
+                remove(place, run)
+                place.begin(run)
                 time.sleep(after)
                 if place.running[who].poll() is None:
                     place.kill(who)
@@ -174,16 +171,11 @@ def network_kills(n_kills: int, work: Path) -> dict[str, Any]:
     return {"undisturbed_s": round(took, 1), "same_bytes": sum(r["same"] for r in rows), "of": len(rows), "rows": rows}
 
 
-def begin(place: Any, run: str) -> None:
-    """Start the server and every client."""
-    from tests.place import SITES
-
+def remove(place: Any, run: str) -> None:
+    """What an earlier measurement left of ``run``."""
     for old in place.folder.glob(f"{run}*"):
         if not old.name.endswith(".json"):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-    place.start_server(run)
-    for site in SITES:
-        place.start_client(site, run)
 
 
 # ------------------------------------------------------------------------------------------------ failing clients

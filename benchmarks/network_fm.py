@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 
 from promptfed.runs import compare_runs, read_summary
-from tests.place import SITES, RealPlace
+from tests.place import RealPlace
 
 
 def main() -> None:
@@ -31,14 +31,7 @@ def main() -> None:
     place = RealPlace(args.work.resolve(), n_train=400, n_test=args.texts, n_public=1000, budget=args.calls)
     place.prepare()
     start = perf_counter()
-    try:
-        place.start_fm()
-        place.start_server("real")
-        for site in SITES:
-            place.start_client(site, "real")
-        place.wait_for_end("real", 3600)
-    finally:
-        place.stop()
+    place.undisturbed("real", 3600)
     network_s, start = perf_counter() - start, perf_counter()
     simulated = place.simulate()
     simulated_s = perf_counter() - start

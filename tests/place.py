@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import gzip
 import json
 import os
 import signal
@@ -23,7 +22,7 @@ import promptfed
 from promptfed.federation.events import read_events, timeless
 from promptfed.federation.flower.processes import free_port
 from promptfed.fm.scripted import ScriptedFM
-from tests.support import WordEncoder, public_texts, sentences
+from tests.support import WordEncoder, demo_rows, public_texts, sentences
 
 ROOT = Path(__file__).parent.parent
 SITES = tuple(f"site{i}" for i in range(5))
@@ -131,6 +130,20 @@ wait_s = 90
         args = ["resume", run] if begun else ["server", "server.toml", "--out", run]
         self._start("server", f"{run}-server.log", "-m", "promptfed.cli", *args)
 
+    def begin(self, run: str, **more: Any) -> None:
+        """Start the server and every client."""
+        self.start_server(run)
+        for site in SITES:
+            self.start_client(site, run, **more.get(site, {}))
+
+    def undisturbed(self, run: str, timeout_s: float = 200) -> None:
+        """A whole run."""
+        try:
+            self.begin(run)
+            self.wait_for_end(run, timeout_s)
+        finally:
+            self.stop()
+
     def _start(self, name: str, log: str, *args: str, **variables: str) -> None:
         with (self.folder / log).open("ab") as out:
             threads = {} if name == "fm" else {"OMP_NUM_THREADS": "1"}
@@ -192,16 +205,20 @@ class RealPlace(Place):
     def write_data(self) -> None:
         for part, most in (("train", self.n_train), ("test", self.n_test)):
             of_client: dict[str, list[dict[str, str]]] = {}
-            for row in _demo(f"{part}.csv.gz"):
+            for row in demo_rows(part):
                 of_client.setdefault(row["client"], []).append(row)
             for site, client in zip(SITES, sorted(of_client), strict=True):
                 rows = [[row["text"], row["label"]] for row in of_client[client][:most]]
                 self.write_csv(f"{site}-{part}.csv", [["text", "label"], *rows])
-        self.write_csv("public.csv", [["text"], *([row["text"]] for row in _demo("public.csv.gz")[: self.n_public])])
+        self.write_csv("public.csv", [["text"], *([row["text"]] for row in demo_rows("public")[: self.n_public])])
 
     @property
     def models(self) -> dict[str, Any]:
         return {}
+
+    def begin(self, run: str, **more: Any) -> None:
+        self.start_fm()
+        super().begin(run, **more)
 
     def start_fm(self, timeout_s: float = 120) -> None:
         args = ["serve", "embedded:smollm2-135m-instruct", "--port", str(self.fm_port)]
@@ -237,8 +254,3 @@ class RealPlace(Place):
 
 
 KEY = {"PROMPTFED_API_KEY": "for-this-place-only"}
-
-
-def _demo(name: str) -> list[dict[str, str]]:
-    with gzip.open(ROOT / "examples" / "sentiment5" / name, "rt", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import gzip
 import hashlib
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -29,6 +31,7 @@ from promptfed.types import Capability, FloatArray, FMRequest, FMResponse
 
 T = TypeVar("T")
 
+DEMO = Path(__file__).parent.parent / "examples" / "sentiment5"
 LABELS = ("negative", "positive")
 CHEERFUL = ("wonderful", "superb", "lovely", "brilliant", "charming", "splendid")
 GLOOMY = ("dreadful", "boring", "horrid", "clumsy", "tedious", "stale")
@@ -172,6 +175,12 @@ def bench(
         clients[data.client_id] = Client(data, LABELS, source, WordEncoder(), seed=1, folder=own)
     server = Server(wrap(InProcessTransport(clients)), ledger, events, checkpoint)
     return Bench(clients=clients, server=server, ledger=ledger, events=events, fm=counting, options=options)
+
+
+def demo_rows(part: str) -> list[dict[str, str]]:
+    """The rows of one of the demo's files: train, test or public."""
+    with gzip.open(DEMO / f"{part}.csv.gz", "rt", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def pooled_accuracy(prompt: PromptSet, n: int, seed: int) -> float:

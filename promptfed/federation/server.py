@@ -213,13 +213,17 @@ class Server:
             account.bytes_down += len(tasks[client])
             account.bytes_up += len(replies.get(client, b""))
             if isinstance(answer, Reply):
-                lost = max(answer.calls_before - self._booked[client], 0)
-                account.add(replace(answer.usage, fm_calls=answer.usage.fm_calls + lost))
-                self._booked[client] += answer.usage.fm_calls + lost
-                self._untold[client] += answer.usage.fm_calls + lost
+                calls = self._calls(answer)
+                account.add(replace(answer.usage, fm_calls=calls))
+                self._booked[client] += calls
+                self._untold[client] += calls
                 self._owed[client] = 0
-                spent += answer.usage.fm_calls + lost
+                spent += calls
         return spent
+
+    def _calls(self, reply: Reply) -> int:
+        """FM calls of the task, and of earlier ones whose replies were lost."""
+        return max(reply.calls_before - self._booked[reply.client_id], 0) + reply.usage.fm_calls
 
     def _whole(self, reply: Reply) -> Reply:
         return replace(reply, usage=replace(reply.usage, fm_calls=self._untold.pop(reply.client_id, 0)))
@@ -235,8 +239,7 @@ class Server:
         # A reply to an undecodable task names no round and spent nothing.
         in_time = reply.round == self.round or (reply.round == 0 and isinstance(reply.body, Failed))
         named = reply.client_id == client and in_time
-        lost = max(reply.calls_before - self._booked[client], 0)
-        return reply if named and lost + reply.usage.fm_calls <= self._owed[client] else "malformed"
+        return reply if named and self._calls(reply) <= self._owed[client] else "malformed"
 
 
 def _reason(answer: Reply | str) -> str:

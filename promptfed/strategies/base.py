@@ -30,7 +30,6 @@ from promptfed.messages import (
     Newton,
     NewtonPart,
     Reply,
-    ReplyBody,
     Score,
     Scored,
     TaskBody,
@@ -150,7 +149,8 @@ class Session:
             "write",
             len(requests),
             lambda part: Write(requests=tuple(requests[i] for i in part)),
-            lambda body: body.texts if isinstance(body, Written) else (),
+            Written,
+            lambda body: body.texts,
         )
         return [answers.get(i, "") for i in range(len(requests))]
 
@@ -164,7 +164,8 @@ class Session:
             lambda part: Weigh(
                 requests=tuple(LabelRequest(prefix="", text=openings[i], suffix="", labels=labels) for i in part)
             ),
-            lambda body: list(zip(body.logprobs, body.n_tokens, strict=False)) if isinstance(body, Weighed) else (),
+            Weighed,
+            lambda b: list(zip(b.logprobs, b.n_tokens, strict=True)) if len(b.logprobs) == len(b.n_tokens) else (),
         )
         out = np.full((len(openings), len(words)), -np.log(max(len(words), 1)))
         n_tokens = np.ones(len(words), dtype=np.int64)
@@ -180,22 +181,23 @@ class Session:
         name: str,
         n: int,
         task: Callable[[Sequence[int]], TaskBody],
-        answers_of: Callable[[ReplyBody], Sequence[A]],
+        kind: type[B],
+        answers_of: Callable[[B], Sequence[A]],
     ) -> Steps[dict[int, A]]:
         """Deal ``n`` requests out to the clients in contiguous runs; the answer of each, by number.
 
         What was not answered is dealt once more, to those that did answer.
         """
         clients, waiting, done = list(self.federation.clients), list(range(n)), dict[int, A]()
-        for _ in range(2):
-            if not waiting or not clients or len(waiting) > self.left:
+        for is_again in (False, True):
+            if not waiting or not clients or (is_again and len(waiting) > self.left):
                 break
             parts = zip(clients, np.array_split(waiting, len(clients)), strict=True)
             dealt = {c: list(map(int, part)) for c, part in parts if len(part)}
             replies = yield from self._exchange(
                 name, {c: task(part) for c, part in dealt.items()}, {c: len(part) for c, part in dealt.items()}
             )
-            got = {c: answers_of(r.body) for c, r in replies.items()}
+            got = {c: answers_of(body) for c, body in _answers(replies, kind, lambda _: True).items()}
             clients = [c for c, part in dealt.items() if len(got.get(c, ())) == len(part)]
             for c in clients:
                 done |= zip(dealt[c], got[c], strict=True)

@@ -23,12 +23,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A federation that has run once, undisturbed."""
     place = Place(tmp_path_factory.mktemp("network"))
     place.prepare()
+    place.undisturbed("calm")
     try:
-        place.start_server("calm")
-        for site in SITES:
-            place.start_client(site, "calm")
-        place.wait_for_end("calm")
-        place.stop()
         yield place
     finally:
         place.stop()
@@ -75,9 +71,7 @@ def test_the_books_are_those_of_the_simulation(place: Place) -> None:
 
 
 def test_killed_slow_and_returning_partners_change_nothing(place: Place) -> None:
-    place.start_server("rough")
-    for site in SITES:
-        place.start_client(site, "rough", slow_s=0.5 if site == "site1" else 0.0)
+    place.begin("rough", site1={"slow_s": 0.5})
 
     place.wait_for_round("rough", 4)
     place.kill("site2")
@@ -144,14 +138,7 @@ def test_with_real_models_the_result_is_that_of_the_simulation_within_a_few_text
     """The FM's last digits depend on the batch. `benchmarks/network_fm.py` measures more calls and texts."""
     place = RealPlace(tmp_path)
     place.prepare()
-    try:
-        place.start_fm()
-        place.start_server("real")
-        for site in SITES:
-            place.start_client(site, "real")
-        place.wait_for_end("real", 600)
-    finally:
-        place.stop()
+    place.undisturbed("real", 600)
 
     simulated = place.simulate()
 

@@ -26,7 +26,6 @@ class Answers:
     async def to(self, frame: Frame) -> Frame:
         """The answer. A handler that raises has failed: the server hears no more, the log only the exception's name."""
         if frame.kind == "turned_away":
-            log.error(self.otherwise)
             return Frame("reply", {"status": "ok"})
         if frame.kind == "hello":
             body = json.dumps({"client": self._client_id, "protocol": PROTOCOL}).encode()

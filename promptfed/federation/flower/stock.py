@@ -33,6 +33,8 @@ async def serve_socket(handle: Handle, *, client_id: str, folder: Path) -> None:
             if (frame := await read(reader)) is not None:
                 async with one:
                     answer = await answers.to(frame)
+                if frame.kind == "turned_away":
+                    log.error(answers.otherwise)
                 writer.write(pack(answer))
                 with contextlib.suppress(ConnectionError):  # the SuperNode has ended meanwhile
                     await writer.drain()
