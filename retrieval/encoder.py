@@ -35,7 +35,7 @@ class SentenceEncoder:
         """Unit vectors, shape (n, dimension)."""
         if not texts:
             return self.encode([""])[:0]  # for its dimension
-        tensor = self._load().encode(list(texts), batch_size=64, convert_to_tensor=True, show_progress_bar=False)
+        tensor = self._load().encode(list(texts), batch_size=32, convert_to_tensor=True, show_progress_bar=False)
         vectors = np.asarray(tensor.float().numpy(), dtype=np.float64)
         return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 

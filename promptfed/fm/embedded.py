@@ -11,19 +11,22 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from promptfed.fm.base import BaseFM
-from promptfed.fm.packed import PackedLlama, Prefix
+from promptfed.fm.packed import PackedLlama, Prefix, Tree
 from promptfed.fm.weights import find_weights
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
 
 BATCH_TOKENS = 768
+# Rows of the whole vocabulary at once (400 KB each in float32 and its exponentials).
+VOCABULARY_ROWS = 64
 # Beyond this a text is cut (and counted as truncated): attention of one long text must not need gigabytes.
 MAX_TOKENS = 2048
 # Tokens that sampling looks at: the nucleus of a peaked distribution is far smaller.
@@ -95,9 +98,9 @@ class EmbeddedFM(BaseFM):
         self, prefix: str, items: list[int], requests: list[FMRequest], answers: list[FMResponse | None]
     ) -> None:
         head = self._encode(prefix)
-        # A sequence is a text and a stem, all tokens of a label but the last. Labels that share a stem share the
-        # sequence, and labels of one token share the empty one.
-        sequences: list[tuple[tuple[int, ...], int, tuple[int, ...]]] = []
+        # A stem is all tokens of a label but the last. The stems of a text's labels are branches behind it; labels that
+        # share a stem share the branch, and labels of one token share the empty one.
+        trees: list[tuple[Tree, int]] = []
         labels: dict[int, list[tuple[int, ...]]] = {}
         stems: dict[int, dict[tuple[int, ...], list[int]]] = {}
         cut: dict[int, tuple[int, bool]] = {}
@@ -115,28 +118,33 @@ class EmbeddedFM(BaseFM):
             stems[i] = defaultdict(list)
             for k, label in enumerate(labels[i]):
                 stems[i][label[:-1]].append(k)
-            sequences.extend((body + stem, i, stem) for stem in stems[i])
-        sequences.sort(key=lambda s: (len(s[0]), s[0]))
-        shared: Prefix = self._model.prefill(head) if sequences else []
-        partial: dict[int, FloatRow] = {}
-        for batch in _batches(sequences, lambda s: len(s[0])):
-            n_last = [len(stem) + 1 for _, _, stem in batch]
-            states = self._model.hidden([s[0] for s in batch], shared, n_last).float()
-            start = 0
-            for (_, i, stem), n in zip(batch, n_last, strict=True):
-                rows = states[start : start + n]
-                start += n
-                mine = stems[i][stem]
-                last = torch.tensor([labels[i][k][-1] for k in mine])
-                scores = partial.setdefault(i, np.full(len(labels[i]), np.nan))
-                if len(stems[i]) == 1:
-                    # Stem and normaliser are the same for all labels and cancel: only the labels' rows are projected.
-                    scores[mine] = (rows[-1] @ self._model.head[last].float().T).double().numpy()
-                else:
-                    logp = (rows @ self._head.T).log_softmax(dim=-1).double()
-                    before = logp[torch.arange(n - 1), torch.tensor(stem, dtype=torch.long)].sum()
-                    scores[mine] = (before + logp[-1, last]).numpy()
-        for n_answer, (i, logits) in enumerate(sorted(partial.items())):
+            trees += [(Tree(body, tuple(part)), i) for part in _batches(list(stems[i]), len, BATCH_TOKENS - len(body))]
+        trees.sort(key=lambda t: (len(t[0].tokens), t))
+        shared: Prefix = self._model.prefill(head) if trees else []
+        scores = {i: np.zeros(len(labels[i])) for i in stems}
+        for batch in _batches(trees, lambda t: len(t[0].tokens)):
+            states = self._model.hidden([tree for tree, _ in batch], shared).float()
+            places: list[tuple[int, int]] = []  # item, label
+            rows: list[int] = []
+            tokens: list[int] = []
+            at = 0
+            for tree, i in batch:
+                body_end, at = at, at + 1
+                for stem in tree.branches:
+                    path = [body_end, *range(at, at + len(stem))]
+                    at += len(stem)
+                    # A stem that all labels share cancels, and so does the normaliser.
+                    n = 1 if len(stems[i]) == 1 else len(path)
+                    for k in stems[i][stem]:
+                        places += [(i, k)] * n
+                        rows += path[-n:]
+                        tokens += labels[i][k][-n:]
+            logits = (states[rows] * self._model.head[tokens].float()).sum(dim=-1).double()
+            if any(len(stems[i]) > 1 for _, i in batch):
+                logits -= self._normaliser(states)[rows]
+            for (i, k), logit in zip(places, logits.tolist(), strict=True):
+                scores[i][k] += logit
+        for n_answer, (i, logits) in enumerate(sorted(scores.items())):
             n_prompt, truncated = cut[i]
             logp = logits - np.logaddexp.reduce(logits)
             answers[i] = FMResponse(
@@ -160,7 +168,7 @@ class EmbeddedFM(BaseFM):
         live = list(items)
         while live:
             # The few written tokens are computed again at each step: cheaper than it sounds, and nothing to manage.
-            states = self._model.hidden([[tokens[-1], *written[i]] for i in live], shared, [1] * len(live))
+            states = self._model.hidden([Tree((tokens[-1], *written[i])) for i in live], shared)
             logits = (states.float() @ self._head.T).double().numpy()
             going = []
             for i, row in zip(live, logits, strict=True):
@@ -181,6 +189,11 @@ class EmbeddedFM(BaseFM):
                     going.append(i)
             live = going
 
+    def _normaliser(self, states: torch.Tensor) -> torch.Tensor:
+        """log of the sum over the vocabulary, (n,) of states (n, hidden)."""
+        parts = (states[at : at + VOCABULARY_ROWS] for at in range(0, len(states), VOCABULARY_ROWS))
+        return torch.cat([(part @ self._head.T).logsumexp(dim=-1).double() for part in parts])
+
     @cached_property
     def _head(self) -> torch.Tensor:
         """The whole output projection in float32 (113 MB): made when the full vocabulary is first needed."""
@@ -193,17 +206,18 @@ class EmbeddedFM(BaseFM):
         return {t for t in ends if t is not None}
 
 
+T = TypeVar("T")
 FloatRow = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
-def _batches(items: list, size) -> list[list]:  # type: ignore[no-untyped-def,type-arg]
-    """Consecutive runs whose sizes sum to at most BATCH_TOKENS (one item at least)."""
-    out: list[list] = []  # type: ignore[type-arg]
+def _batches(items: Sequence[T], size: Callable[[T], int], limit: int = BATCH_TOKENS) -> list[list[T]]:
+    """Consecutive runs whose sizes sum to at most ``limit`` (one item at least)."""
+    out: list[list[T]] = []
     room = 0
     for item in items:
         if not out or size(item) > room:
             out.append([])
-            room = BATCH_TOKENS
+            room = limit
         out[-1].append(item)
         room -= size(item)
     return out

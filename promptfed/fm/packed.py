@@ -1,14 +1,16 @@
 """A Llama-family forward pass for scoring many short texts behind one shared prompt, without padding waste.
 
 All matrix products run over the packed tokens of a batch, (n_tokens, hidden); only attention sees a padded
-(n_texts, longest) shape, and there the prompt's keys and values are computed once and shared. What SmolLM2-135M does on
-2 cores: see docs/engine.md.
+(n_texts, longest) shape, and there the prompt's keys and values are computed once and shared. A text that several
+labels of many tokens may follow is computed once too, as a `Tree`. What SmolLM2-135M does on 2 cores: see
+docs/engine.md.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +29,28 @@ def fast_dtype() -> torch.dtype:
     times as slow."""
     has = torch.cpu.get_capabilities()
     return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
+
+
+class Tree(NamedTuple):
+    """Tokens, and continuations of them that don't see each other."""
+
+    body: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return (*self.body, *chain.from_iterable(self.branches))
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Of `tokens`: a branch goes on where the body ends."""
+        n = len(self.body)
+        return (*range(n), *(p for branch in self.branches for p in range(n, n + len(branch))))
+
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """Of `tokens`: 0 for the body, else 1 + the number of the branch."""
+        return (*(0,) * len(self.body), *(b for b, branch in enumerate(self.branches, 1) for _ in branch))
 
 
 class _Layer(NamedTuple):
@@ -98,35 +122,47 @@ class PackedLlama:
         """Keys and values of a prompt, to be shared by the texts that follow it. An empty prompt gives ``[]``."""
         keep: Prefix = []
         if tokens:
-            self._forward([tokens], [], keep)
+            self._forward([Tree(tuple(tokens))], [], keep)
         return keep
 
     @torch.inference_mode()
-    def hidden(self, sequences: Sequence[Sequence[int]], prefix: Prefix, n_last: Sequence[int]) -> Tensor:
-        """Final hidden states of the last ``n_last[i]`` tokens of each sequence, packed: (sum(n_last), hidden)."""
-        ends = torch.cumsum(torch.tensor([len(s) for s in sequences]), 0)
-        rows = torch.cat([torch.arange(end - n, end) for end, n in zip(ends.tolist(), n_last, strict=True)])
-        return self._forward(sequences, prefix, None, rows)
+    def hidden(self, trees: Sequence[Tree], prefix: Prefix) -> Tensor:
+        """Final hidden states, packed: of each tree the last token of its body, then all tokens of its branches."""
+        lengths = [len(tree.tokens) for tree in trees]
+        ends = torch.cumsum(torch.tensor(lengths), 0).tolist()
+        wanted = (torch.arange(end - n + len(t.body) - 1, end) for t, n, end in zip(trees, lengths, ends, strict=True))
+        return self._forward(trees, prefix, None, torch.cat(list(wanted)))
+
+    def _mask(self, trees: Sequence[Tree], n_prefix: int, longest: int) -> Tensor:
+        """What each token doesn't see: (1 or n_trees, longest, n_prefix + longest), 0 or minus infinity."""
+        seen = torch.ones(1, longest, n_prefix + longest, dtype=torch.bool).tril(n_prefix)
+        if any(sum(map(bool, tree.branches)) > 1 for tree in trees):
+            owners = torch.zeros(len(trees), longest, dtype=torch.long)
+            for row, tree in zip(owners, trees, strict=True):
+                row[: len(tree.tokens)] = torch.tensor(tree.owners)
+            key, query = owners[:, None, :], owners[:, :, None]
+            kin = F.pad((key == 0) | (key == query), (n_prefix, 0), value=True)
+            seen = seen & kin
+        return torch.zeros(seen.shape, dtype=self.embedding.dtype).masked_fill_(~seen, float("-inf"))
 
     def _forward(
-        self, sequences: Sequence[Sequence[int]], prefix: Prefix, keep: Prefix | None, rows: Tensor | None = None
+        self, trees: Sequence[Tree], prefix: Prefix, keep: Prefix | None, rows: Tensor | None = None
     ) -> Tensor:
         n_prefix = prefix[0][0].shape[1] if prefix else 0
-        lengths = torch.tensor([len(s) for s in sequences])
-        n, longest = len(sequences), int(lengths.max())
+        lengths = torch.tensor([len(tree.tokens) for tree in trees])
+        n, longest = len(trees), int(lengths.max())
         width = n_prefix + longest
-        tokens = torch.tensor([t for s in sequences for t in s])
+        tokens = torch.tensor([t for tree in trees for t in tree.tokens])
+        position = torch.tensor([p for tree in trees for p in tree.positions])
         owner = torch.repeat_interleave(torch.arange(n), lengths)
-        position = torch.arange(len(tokens)) - torch.repeat_interleave(torch.cumsum(lengths, 0) - lengths, lengths)
+        column = torch.arange(len(tokens)) - torch.repeat_interleave(torch.cumsum(lengths, 0) - lengths, lengths)
         ragged = bool((lengths != longest).any())
-        in_queries = owner * longest + position
-        in_keys = owner * width + n_prefix + position
+        in_queries = owner * longest + column
+        in_keys = owner * width + n_prefix + column
         cos, sin = self._cos[position + n_prefix], self._sin[position + n_prefix]
         d, groups, half = self.head_dim, self.n_heads // self.n_kv, self.head_dim // 2
         # Query heads that share a key head are folded into the length, so keys are never repeated.
-        causal = torch.ones(longest, width, dtype=torch.bool).tril(n_prefix)
-        mask = torch.zeros(longest, width, dtype=self.embedding.dtype)
-        mask = mask.masked_fill_(~causal, float("-inf")).repeat(groups, 1)[None, None]
+        mask = self._mask(trees, n_prefix, longest).repeat(1, groups, 1)[:, None]
         x: Tensor = self.embedding[tokens]
         keys = x.new_zeros(n, width, self.n_kv, d)
         values = x.new_zeros(n, width, self.n_kv, d)

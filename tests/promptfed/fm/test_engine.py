@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from promptfed.errors import ConfigError, UnknownNameError
-from promptfed.fm.embedded import EmbeddedFM
+from promptfed.fm.embedded import BATCH_TOKENS, EmbeddedFM
 from promptfed.fm.weights import cache_folder, file_digest, find_weights
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
 from tests.support import wait_for
@@ -92,7 +93,11 @@ def reference_logp(folder: Path, context: str, continuation: str) -> float:
     return float(sum(logp[len(head) - 1 + i, t] for i, t in enumerate(tail)))
 
 
-@pytest.mark.parametrize("labels", [("x", "y"), ("xy", "z"), ("abc", "de", "f")], ids=["one", "two", "three tokens"])
+@pytest.mark.parametrize(
+    "labels",
+    [("x", "y"), ("xy", "z"), ("abc", "de", "f"), ("ax", "ay")],
+    ids=["one", "two", "three tokens", "one stem"],
+)
 def test_labels_are_scored_by_the_sum_over_their_tokens(
     fm: EmbeddedFM, tiny_llama: Path, labels: tuple[str, ...]
 ) -> None:
@@ -103,6 +108,17 @@ def test_labels_are_scored_by_the_sum_over_their_tokens(
     assert np.exp(got.logprobs).sum() == pytest.approx(1.0)
     # The engine computes in bfloat16 where the CPU does.
     assert got.logprobs == pytest.approx(by_hand - np.logaddexp.reduce(by_hand), abs=0.15)
+
+
+def test_labels_beyond_a_batch_are_scored_as_they_are_alone(fm: EmbeddedFM) -> None:
+    many = tuple(map("".join, product("abcdefg", repeat=4)))
+    some = many[::100]
+    assert 3 * len({word[:-1] for word in many}) > BATCH_TOKENS
+    (of_many,), (of_some,) = answer(fm, label("text", labels=many)), answer(fm, label("text", labels=some))
+
+    assert of_many.logprobs is not None
+    among = np.array(of_many.logprobs[::100])
+    assert of_some.logprobs == pytest.approx(among - np.logaddexp.reduce(among), abs=0.15)
 
 
 def test_answers_do_not_depend_on_order_or_company(fm: EmbeddedFM) -> None:

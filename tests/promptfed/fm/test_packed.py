@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from promptfed.errors import ConfigError
-from promptfed.fm.packed import PackedLlama
+from promptfed.fm.packed import PackedLlama, Tree
 
 Tokens = Sequence[int]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,8 +39,14 @@ def hidden_states(model: LlamaForCausalLM, tokens: Tokens) -> Tensor:
     return states
 
 
-def expected(model: LlamaForCausalLM, sequences: Sequence[Tokens], prefix: Tokens, n_last: Sequence[int]) -> Tensor:
-    return torch.cat([hidden_states(model, [*prefix, *s])[-n:] for s, n in zip(sequences, n_last, strict=True)])
+def expected(model: LlamaForCausalLM, trees: Sequence[Tree], prefix: Tokens) -> Tensor:
+    """Each branch alone behind prefix and body."""
+    states = []
+    for tree in trees:
+        states.append(hidden_states(model, [*prefix, *tree.body])[-1:])
+        start = len(prefix) + len(tree.body)
+        states += [hidden_states(model, [*prefix, *tree.body, *branch])[start:] for branch in tree.branches]
+    return torch.cat(states)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -55,56 +61,58 @@ def test_the_model_under_test_has_grouped_query_heads_and_an_untied_head(packed:
 
 @pytest.mark.parametrize("prefix", [[], [7], [5, 6, 7, 8, 9, 10, 11]], ids=["none", "one token", "seven tokens"])
 @pytest.mark.parametrize(
-    ("sequences", "n_last"),
+    "trees",
     [
-        ([[1, 2, 3]], [1]),
-        ([[9]], [1]),
-        ([[1, 2, 3], [4, 5, 6]], [1, 1]),
-        ([[1], [2, 3, 4, 5, 6], [7, 8]], [1, 1, 1]),
-        ([[2, 3, 4, 5, 6], [1]], [1, 1]),
-        ([[1, 2, 3, 4], [5, 6]], [3, 2]),
-        ([[1, 2, 3, 4], [1, 2, 3, 4]], [4, 4]),
+        [Tree((1, 2, 3))],
+        [Tree((9,))],
+        [Tree((1, 2, 3)), Tree((4, 5, 6))],
+        [Tree((1,)), Tree((2, 3, 4, 5, 6)), Tree((7, 8))],
+        [Tree((2, 3, 4, 5, 6)), Tree((1,))],
+        [Tree((1, 2), ((3, 4),)), Tree((5,), ((6,),))],
+        [Tree((1, 2), ((3, 4), (), (5,)))],
+        [Tree((1, 2), ((3, 4), (5, 6, 7))), Tree((8,)), Tree((9, 9, 9), ((1,), (1, 2), (3,)))],
     ],
-    ids=["one", "one token", "even", "ragged", "long first", "several last", "all tokens"],
+    ids=["one", "one token", "even", "ragged", "long first", "one branch", "three branches", "forked and not"],
 )
 def test_hidden_states_are_those_of_transformers(
-    packed: PackedLlama, reference: LlamaForCausalLM, prefix: list[int], sequences: list[list[int]], n_last: list[int]
+    packed: PackedLlama, reference: LlamaForCausalLM, prefix: list[int], trees: list[Tree]
 ) -> None:
-    got = packed.hidden(sequences, packed.prefill(prefix), n_last)
+    got = packed.hidden(trees, packed.prefill(prefix))
 
-    assert same(got, expected(reference, sequences, prefix, n_last))
+    assert same(got, expected(reference, trees, prefix))
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_ragged_batch_agrees(packed: PackedLlama, reference: LlamaForCausalLM, data: st.DataObject) -> None:
     token = st.integers(0, 255)
     prefix = data.draw(st.lists(token, max_size=10))
-    sequences = data.draw(st.lists(st.lists(token, min_size=1, max_size=12), min_size=1, max_size=5))
-    n_last = [data.draw(st.integers(1, len(s))) for s in sequences]
+    body = st.lists(token, min_size=1, max_size=12).map(tuple)
+    branches = st.lists(st.lists(token, max_size=4).map(tuple), max_size=4).map(tuple)
+    trees = data.draw(st.lists(st.builds(Tree, body, branches), min_size=1, max_size=5))
 
-    got = packed.hidden(sequences, packed.prefill(prefix), n_last)
+    got = packed.hidden(trees, packed.prefill(prefix))
 
-    assert same(got, expected(reference, sequences, prefix, n_last))
+    assert same(got, expected(reference, trees, prefix))
 
 
 def test_the_whole_context_can_be_used(packed: PackedLlama, reference: LlamaForCausalLM) -> None:
-    prefix, sequence = list(range(40)), list(range(100, 124))
+    prefix, tree = list(range(40)), Tree((100,), (tuple(range(101, 124)),))
 
-    got = packed.hidden([sequence], packed.prefill(prefix), [24])
+    got = packed.hidden([tree], packed.prefill(prefix))
 
-    assert same(got, expected(reference, [sequence], prefix, [24]))
+    assert same(got, expected(reference, [tree], prefix))
 
 
 def test_a_prefix_serves_many_batches_unchanged(packed: PackedLlama) -> None:
     shared = packed.prefill([1, 2, 3])
     before = [(k.clone(), v.clone()) for k, v in shared]
 
-    first = packed.hidden([[4, 5], [6]], shared, [1, 1])
-    packed.hidden([[9, 9, 9, 9]], shared, [4])
+    first = packed.hidden([Tree((4, 5)), Tree((6,))], shared)
+    packed.hidden([Tree((9, 9, 9, 9))], shared)
 
     assert all(torch.equal(k, kk) and torch.equal(v, vv) for (k, v), (kk, vv) in zip(shared, before, strict=True))
-    assert torch.equal(packed.hidden([[4, 5], [6]], shared, [1, 1]), first)
+    assert torch.equal(packed.hidden([Tree((4, 5)), Tree((6,))], shared), first)
 
 
 def test_an_empty_prefix_is_no_prefix(packed: PackedLlama) -> None:
@@ -115,7 +123,7 @@ def test_logits_are_those_of_transformers(packed: PackedLlama, reference: LlamaF
     with torch.inference_mode():
         logits = reference(torch.tensor([[3, 1, 4, 1, 5]])).logits[0, -1]
 
-    got = packed.hidden([[4, 1, 5]], packed.prefill([3, 1]), [1])[0] @ packed.head.T
+    got = packed.hidden([Tree((4, 1, 5))], packed.prefill([3, 1]))[0] @ packed.head.T
 
     assert same(got, logits)
 
@@ -134,7 +142,7 @@ def test_tied_embeddings_serve_as_the_head(tiny_llama: Path, tmp_path: Path) -> 
 def test_bfloat16_is_near(tiny_llama: Path, packed: PackedLlama) -> None:
     half = PackedLlama(tiny_llama, torch.bfloat16)
 
-    got, want = (m.hidden([[1, 2, 3, 4]], m.prefill([5, 6]), [4]).float() for m in (half, packed))
+    got, want = (m.hidden([Tree((1,), ((2, 3, 4),))], m.prefill([5, 6])).float() for m in (half, packed))
 
     assert (torch.nn.functional.cosine_similarity(got, want) > 0.99).all()
     assert half.embedding.dtype == torch.bfloat16
@@ -180,7 +188,7 @@ def test_another_base_of_the_rotations_is_followed(tiny_llama: Path, tmp_path: P
     reference = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     assert reference.config.rope_parameters["rope_theta"] == 300.0
 
-    got = PackedLlama(folder, dtype=torch.float32).hidden([list(range(30))], [], [30])
+    got = PackedLlama(folder, dtype=torch.float32).hidden([Tree((0,), (tuple(range(1, 30)),))], [])
 
     assert same(got, hidden_states(reference, range(30)))
 
@@ -209,7 +217,7 @@ def test_a_llama_with_biases_is_computed_or_refused_but_never_computed_without_t
     except ConfigError:
         return
 
-    assert same(model.hidden([[1, 2, 3]], [], [3]), hidden_states(reference, [1, 2, 3]))
+    assert same(model.hidden([Tree((1,), ((2, 3),))], []), hidden_states(reference, [1, 2, 3]))
 
 
 def test_another_activation_is_computed_or_refused(tiny_llama: Path, tmp_path: Path) -> None:
@@ -221,4 +229,4 @@ def test_another_activation_is_computed_or_refused(tiny_llama: Path, tmp_path: P
         return
 
     reference = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    assert same(model.hidden([[1, 2, 3]], [], [3]), hidden_states(reference, [1, 2, 3]))
+    assert same(model.hidden([Tree((1,), ((2, 3),))], []), hidden_states(reference, [1, 2, 3]))
