@@ -125,9 +125,11 @@ wait_s = 90
         }
         self._start(site, f"{run}-{site}.log", "-m", "tests.party", json.dumps(options, default=str))
 
-    def start_server(self, run: str) -> None:
+    def start_server(self, run: str, *changes: str) -> None:
+        """Begin ``run`` with keys of the configuration changed, or go on with it."""
         begun = (self.folder / run / "config.toml").exists()
-        args = ["resume", run] if begun else ["server", "server.toml", "--out", run]
+        changed = [arg for change in changes for arg in ("--set", change)]
+        args = ["resume", run] if begun else ["server", "server.toml", "--out", run, *changed]
         self._start("server", f"{run}-server.log", "-m", "promptfed.cli", *args)
 
     def begin(self, run: str, **more: Any) -> None:
@@ -166,9 +168,12 @@ wait_s = 90
             time.sleep(0.1)
         raise AssertionError(f"round {number} did not come: " + (self.folder / f"{run}-server.log").read_text())
 
-    def wait_for_end(self, run: str, timeout_s: float = 200) -> None:
-        code = self.running.pop("server").wait(timeout_s)
-        assert code == 0, (self.folder / f"{run}-server.log").read_text()
+    def wait_for_end(self, run: str, timeout_s: float = 200, code: int = 0) -> str:
+        """Until the server ends, with exit ``code``; what it said."""
+        got = self.running.pop("server").wait(timeout_s)
+        said = (self.folder / f"{run}-server.log").read_text()
+        assert got == code, said
+        return said
 
     def stop(self) -> None:
         for process in self.running.values():

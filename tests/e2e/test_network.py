@@ -133,6 +133,73 @@ def test_too_few_clients_is_a_pause_that_says_who_is_missing(place: Place) -> No
     assert "Traceback" not in done.stderr
 
 
+def test_below_the_quorum_on_the_way_is_a_pause_and_the_end_is_that_of_an_undisturbed_run(place: Place) -> None:
+    place.start_server("paused", "rounds.deadline_s=15")
+    for site in SITES:
+        place.start_client(site, "paused", slow_s=0.5)
+    place.wait_for_round("paused", 4)
+    for site in SITES[:3]:
+        place.kill(site)
+    said = place.wait_for_end("paused", 100, code=3)
+    place.stop()
+
+    assert "promptfed resume" in " ".join(said.split())
+    assert "Traceback" not in said
+    place.begin("paused")
+    place.wait_for_end("paused")
+    place.stop()
+    assert place.outcome("paused") == place.outcome("calm")
+    assert place.calls("paused") == place.calls("calm")
+
+
+def test_a_client_that_comes_late_takes_part_from_then_on(place: Place) -> None:
+    place.start_server("late", "network.wait_s=15", "rounds.deadline_s=60")
+    for site in SITES[:4]:
+        place.start_client(site, "late", slow_s=0.5)
+    place.wait_for_round("late", 3)
+    place.start_client("site4", "late")
+    place.wait_for_end("late")
+    place.stop()
+
+    rounds = [e for e in place.events("late") if e["kind"] == "round" and e["phase"] == "tuning"]
+    (joined,) = (e for e in place.events("late") if e["kind"] == "joined")
+    assert joined["client"] == "site4"
+    assert [e["n_clients"] for e in rounds[:3]] == [4, 4, 4]
+    assert rounds[-1]["n_clients"] == 5
+    summary = json.loads((place.folder / "late" / "summary.json").read_text())
+    assert (summary["n_clients"], summary["absent"]) == (5, [])
+    assert "site4" in summary["metrics"]["accuracy"]["fm"]["by_client"]
+
+
+BAD_SERVER, BAD_CLIENT = ["server", "server.toml", "--out", "bad"], ["client", "--id", "site0", "--insecure"]
+AT = ["--server", "127.0.0.1:9", "--fm", "scripted:overlap"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([*BAD_SERVER, "--set", "data.train=site0-train.csv"], "train"),
+        ([*BAD_SERVER, "--set", "network.certificate=none.pem"], "none.pem: no such file"),
+        ([*BAD_SERVER, "--set", "network.private_key=keys/site0"], "no certificate and its private key"),
+        ([*BAD_SERVER, "--set", "network.listen=nowhere"], "expected HOST:PORT"),
+        ([*BAD_SERVER, "--set", "fm.scorer=scripted:overlap"], "fm"),
+        ([*BAD_CLIENT, "--data", "none.csv", *AT], "none.csv: no such file"),
+        ([*BAD_CLIENT, "--data", "public.csv", *AT], "no column 'label'"),
+        ([*BAD_CLIENT, "--data", "site0-train.csv", "--label-column", "y", *AT], "no column 'y'"),
+        ([*BAD_CLIENT, "--data", "site0-train.csv", "--server", "9", "--fm", "scripted:overlap"], "expected HOST:PORT"),
+        ([*BAD_CLIENT, "--data", "site0-train.csv", "--server", "127.0.0.1:9", "--fm", "magic:8"], "unknown FM kind"),
+        ([*BAD_CLIENT, "--data", "site0-train.csv", "--key", "none", *AT], "drop one or the other"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_connected(place: Place, args: list[str], says: str) -> None:
+    done = cli(*args, cwd=place.folder, timeout=60)
+
+    assert done.returncode == 2, done.stderr
+    assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert CANARY not in done.stderr + done.stdout
+
+
 @pytest.mark.timeout(900)
 def test_with_real_models_the_result_is_that_of_the_simulation_within_a_few_texts(tmp_path: Path) -> None:
     """The FM's last digits depend on the batch. `benchmarks/network_fm.py` measures more calls and texts."""

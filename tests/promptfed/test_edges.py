@@ -15,6 +15,7 @@ import pytest
 import promptfed
 from promptfed.errors import RunError
 from promptfed.fm.base import BaseFM
+from promptfed.fm.embedded import EmbeddedFM
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.types import FMRequest, FMResponse, LabelRequest
 from tests.support import WordEncoder, public_texts, sentences
@@ -73,7 +74,7 @@ def test_two_hundred_clients(tmp_path: Path) -> None:
 
     assert result.summary["n_clients"] == 200
     assert result.summary["ledger"]["tuning"]["fm_calls"] <= 2500
-    assert "200" in (tmp_path / "run" / "report.html").read_text()
+    assert "200 clients tuned" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_client_of_one_label_and_one_without_held_out_texts(tmp_path: Path) -> None:
@@ -91,6 +92,19 @@ def test_empty_texts_are_dropped_and_counted_in_the_report(tmp_path: Path) -> No
 
     assert result.summary["n_dropped_texts"] == 3
     assert "Texts dropped when the data were read: 3." in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_text_of_100_kilobytes_is_cut_to_the_models_context_and_counted_in_the_report(tmp_path: Path) -> None:
+    long = ["site000", "A wonderful film and a stale story. " * 2900, "positive"]
+    config = configured(tmp_path, rows_of(2, 20), [*rows_of(2, 2, 50), long], budget={"max_fm_calls": 150})
+
+    result = run(config, tmp_path / "run", EmbeddedFM("smollm2-135m-instruct"))
+
+    assert result.summary["metrics"]["accuracy"]["fm"]["by_client"]["site000"]["n"] == 3
+    n_prompts = len(result.prompt.prompts)
+    assert result.summary["ledger"]["evaluation"]["truncated_calls"] == n_prompts
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert f"cut short because the text was too long: {n_prompts}." in report
 
 
 # ---------------------------------------------------------------- foundation models that misbehave
@@ -181,11 +195,14 @@ def test_a_model_that_can_not_be_reached_is_a_pause_and_not_a_run_of_refused_tex
 CANARY = "zanzibar-canary-7731"
 
 
-def test_a_canary_in_one_clients_texts_stays_in_its_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("baselines", [[], ["zero_shot", "manual_few_shot", "local_only", "dm_fedavg", "centralised"]])
+def test_a_canary_in_one_clients_texts_stays_in_its_folder(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], baselines: list[str]
+) -> None:
     train = [*rows_of(2, 30), *([f"site{c:03d}", f"The {CANARY} seemed wonderful.", "positive"] for c in (0, 0, 0))]
     test = [*rows_of(2, 10, 50), ["site000", f"A {CANARY} that seemed stale.", "negative"]]
 
-    result = run(configured(tmp_path, train, test), tmp_path / "run")
+    result = run(configured(tmp_path, train, test, evaluation={"baselines": baselines}), tmp_path / "run")
 
     mine = tmp_path / "run" / "clients" / "site000"
     for path in (tmp_path / "run").rglob("*"):
