@@ -138,7 +138,8 @@ class Client:
         self._restored = True
         try:
             for task in map(decode_task, self._history.tasks):
-                if isinstance(task.body, Ask | Vote | FitHead | Evaluate):
+                caught_up = isinstance(task.body, Score) and task.grant > 0
+                if caught_up or isinstance(task.body, Ask | Vote | FitHead | Evaluate):
                     self._fm.grant = task.grant
                     await self._do(task)
         finally:
@@ -174,6 +175,8 @@ class Client:
                 total, squares = moments(scores)
                 return MomentSums(n=len(scores), total=_flat(total), squares=_flat(squares))
             case Score():
+                if task.grant:
+                    await self.scores.ask(self._fm, task.body.prompts, task.body.stop)
                 return self._score(task.body)
             case Newton():
                 if task.body.words:

@@ -87,7 +87,8 @@ class Score(_Message):
     """Score ``sets`` of ``prompts`` (tuples of indices) on your texts [0, stop), from label scores that you have.
 
     ``weights`` (one a prompt) and ``bias`` (flat, J x K) are each prompt's pooled calibration, from which the client's
-    own cross-fitted one starts. No FM call.
+    own cross-fitted one starts. No FM call, unless the task grants some: then scores that you lack, because an `Ask`
+    did not reach you, are asked first.
     """
 
     prompts: tuple[PromptTemplate, ...]

@@ -208,8 +208,8 @@ def finish(steps: Steps[T], answer: Callable[[Round], Mapping[str, Reply]]) -> t
         while True:
             rounds.append(round_)
             # Who answers has made the calls that it was granted.
-            grants = round_.grants
-            given = {c: replace(r, usage=Usage(fm_calls=grants.get(c, 0))) for c, r in answer(round_).items()}
+            calls = {c: round_.grants.get(c, 0) + round_.again.get(c, 0) for c in round_.tasks}
+            given = {c: replace(r, usage=Usage(fm_calls=calls.get(c, 0))) for c, r in answer(round_).items()}
             round_ = steps.send(given)
     except StopIteration as done:
         result: T = done.value

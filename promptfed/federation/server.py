@@ -134,6 +134,8 @@ class Server:
         The usage in a reply is that of all tasks since the last reply that a method was sent.
         """
         self.round += 1
+        # Only what is open may be granted again: whoever has replied, if with a failure, has had its calls booked.
+        again = {client: n for client, n in round_.again.items() if n <= self._owed[client]}
         tasks = {
             client: encode(
                 Task(
@@ -141,7 +143,7 @@ class Server:
                     client_id=client,
                     run=self._run,
                     fleet=self._fleet,
-                    grant=round_.grants.get(client, 0),
+                    grant=round_.grants.get(client, 0) + again.get(client, 0),
                     body=body,
                 )
             )

@@ -17,7 +17,7 @@ was sent: a run resumes by sending the recorded replies again, and "what if clie
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -56,11 +56,16 @@ Replies = Mapping[str, Reply]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """Tasks by client, each with the number of FM calls it may make at most."""
+    """Tasks by client, each with the number of FM calls it may make at most.
+
+    ``again`` are calls that were granted to a client that has not replied since, for requests that this task repeats:
+    what it has made of them it need not make now, so they are not counted twice.
+    """
 
     name: str
     tasks: Mapping[str, TaskBody]
     grants: Mapping[str, int] = field(default_factory=dict)
+    again: Mapping[str, int] = field(default_factory=dict)
 
 
 Steps = Generator[Round, Replies, T]
@@ -223,8 +228,7 @@ class Session:
 
         Returns the number of texts and the pooled sums of centred label scores and of their squares, (J, K) each.
         """
-        asked = list(clients or self.federation.clients)
-        grants = {c: self._cost(prompts, stop or 0, c) for c in asked}
+        grants = {c: self._cost(prompts, stop or 0, c) for c in clients or self.federation.clients}
         while sum(grants.values()) > self.left and len(grants) > 1:
             # A client that came late has most to catch up on, and may be more than the budget can bear.
             del grants[max(sorted(grants), key=grants.__getitem__)]
@@ -235,11 +239,7 @@ class Session:
                 "ask", dict.fromkeys(grants, Ask(prompts=tuple(prompts), stop=stop)), grants
             )
             answers = _answers(replies, MomentSums, lambda b: len(b.total) == len(b.squares) == shape[0] * shape[1])
-            for client in answers:
-                reached = min(stop or 0, self.federation.clients[client])
-                for p in prompts:
-                    key = (p.prompt_id, client)
-                    self._scored[key] = max(reached, self._scored.get(key, 0))
+            self._note_scored(prompts, stop or 0, answers)
             parts = list(answers.values())
             n = sum(p.n for p in parts)
             if n:
@@ -260,7 +260,10 @@ class Session:
         stop: int,
         clients: Sequence[str] | None = None,
     ) -> Steps[list[Standing]]:
-        """Standings of ``sets`` of ``prompts`` on each client's texts [0, stop), summed over clients."""
+        """Standings of ``sets`` of ``prompts`` on each client's texts [0, stop), summed over clients.
+
+        A client that missed the round in which the FM was to be asked may ask it now, for the same grant.
+        """
         asked = list(clients or self.federation.clients)
         yield from self.ask(prompts, stop, asked)
         pooled = [self._pooled[p.prompt_id] for p in prompts]
@@ -273,8 +276,11 @@ class Session:
         )
         n, n_sets = 0, len(sets)
         for _ in range(MAX_TRIES):  # those that have the scores may just have missed this round
-            replies = yield from self._exchange("score", dict.fromkeys(asked, body))
+            again = {c: self._cost(prompts, stop, c) for c in asked}
+            again = {c: calls for c, calls in again.items() if 0 < calls <= self._owed.get(c, 0)}
+            replies = yield from self._exchange("score", dict.fromkeys(asked, body), again=again)
             right_size = _answers(replies, Scored, lambda b: len(b.total) == len(b.diff) == len(b.diff_sq) == n_sets)
+            self._note_scored(prompts, stop, right_size.keys() & again.keys())
             parts = list(right_size.values())
             n = sum(p.n for p in parts)
             if n:
@@ -289,6 +295,13 @@ class Session:
             Standing(n=n, score=float(t), diff=float(d), diff_se=float(s))
             for t, d, s in zip(total, diff, spread, strict=True)
         ]
+
+    def _note_scored(self, prompts: Sequence[PromptTemplate], stop: int, clients: Iterable[str]) -> None:
+        for client in clients:
+            reached = min(stop, self.federation.clients[client])
+            for p in prompts:
+                key = (p.prompt_id, client)
+                self._scored[key] = max(reached, self._scored.get(key, 0))
 
     def calibrate(
         self, prompts: Sequence[PromptTemplate], stop: int | None = None, *, strength: float = 4.0, steps: int = 3
@@ -353,12 +366,16 @@ class Session:
         )
 
     def _exchange(
-        self, name: str, tasks: Mapping[str, TaskBody], grants: Mapping[str, int] | None = None
+        self,
+        name: str,
+        tasks: Mapping[str, TaskBody],
+        grants: Mapping[str, int] | None = None,
+        again: Mapping[str, int] | None = None,
     ) -> Steps[Replies]:
         """One round, and its part in ``left``."""
         granted = dict(grants or {})
         self.left -= sum(granted.values())
-        replies = yield Round(name=name, tasks=dict(tasks), grants=granted)
+        replies = yield Round(name=name, tasks=dict(tasks), grants=granted, again=dict(again or {}))
         for client in tasks:
             owed = self._owed.pop(client, 0) + granted.get(client, 0)
             if client in replies:

@@ -219,6 +219,17 @@ def test_score_sends_sums_of_scores_and_of_differences_to_the_first_set() -> Non
     assert fm.n_calls == 0
 
 
+def test_score_asks_first_what_it_lacks_where_calls_are_granted() -> None:
+    late, late_fm = a_client()
+    there, _ = a_client()
+    ask(there, Ask(prompts=(P, Q), stop=12))
+
+    reply = ask(late, score_task((0,), (0, 1)), grant=24)
+
+    assert reply.body == ask(there, score_task((0,), (0, 1))).body
+    assert (reply.usage.fm_calls, late_fm.n_calls) == (24, 24)
+
+
 def test_scores_are_bounded() -> None:
     client, _ = a_client()
     scored(client)
@@ -457,6 +468,7 @@ EVERY_TASK: dict[str, TaskBody] = {
     "vote": Vote(texts=("It seems superb.", "A stale plot.")),
     "ask": Ask(prompts=(P, Q), stop=12),
     "score": score_task((0,), (0, 1)),
+    "score what was missed": score_task((0,), (0, 1), stop=15),
     "newton": Newton(prompts=(P, Q), stop=None, weights=(1.0, 1.0), bias=(0.0, 0.0)),
     "adopt": Adopt(prompt=PAIR, stack=(1.0, 0.5)),
     "fit_head": FitHead(head=()),

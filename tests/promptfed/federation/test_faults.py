@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from promptfed.errors import QuorumError
 from promptfed.federation.checkpoint import Checkpoint
-from promptfed.messages import Joined, decode_task
+from promptfed.messages import Ask, Joined, decode_task
 from promptfed.prompts.artefact import PromptSet
 from promptfed.strategies.race import Race
 from tests.support import JOIN, Bench, bench, pooled_accuracy, public_texts
@@ -106,6 +106,36 @@ def test_failures_at_random_cost_no_more_than_their_calls(seed: int) -> None:
         return
 
     assert pooled_accuracy(prompt, 200, seed=99) > WORTH_HAVING
+    assert b.fm.n_calls <= BUDGET
+
+
+class MissesQuestions:
+    """A transport on which client1 gets every task but those to ask the model about prompts."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    async def exchange(
+        self, tasks: Mapping[str, bytes], awaited: Collection[str], deadline_s: float | None
+    ) -> dict[str, bytes]:
+        lost = {c for c, task in tasks.items() if c == "client1" and isinstance(decode_task(task).body, Ask)}
+        reached = {c: task for c, task in tasks.items() if c not in lost}
+        replies: dict[str, bytes] = await self._inner.exchange(reached, list(reached), deadline_s)
+        return replies
+
+
+def test_a_client_that_missed_the_questions_catches_up_in_time_to_score() -> None:
+    def n_texts(b: Bench) -> list[int]:
+        return [e["n_texts"] for e in b.events.events if e["kind"] in ("heat", "sets")]
+
+    public = public_texts(n_words=2)
+    b = bench(4, 30, n_words=2, max_fm_calls=BUDGET, public=public, wrap=MissesQuestions)
+    tuned(b)
+    undisturbed = scene(lambda _round, _client: "")
+    tuned(undisturbed)
+
+    assert any("client1" in e["failures"] for e in b.events.events if e["kind"] == "round")
+    assert n_texts(b)[:4] == n_texts(undisturbed)[:4]
     assert b.fm.n_calls <= BUDGET
 
 

@@ -147,6 +147,26 @@ def test_a_grant_that_is_open_is_not_granted_again() -> None:
     assert len(post.sent) == 1
 
 
+@pytest.mark.parametrize(
+    ("first", "granted", "spent"),
+    [(lambda _: None, 5, 5), (lambda _: b"rubbish", 5, 5), (says(Failed(reason="FMError"), 3), 0, 3)],
+    ids=["lost", "malformed", "failed"],
+)
+def test_what_is_open_may_be_spent_on_the_same_requests_and_is_counted_once(
+    first: Handler, granted: int, spent: int
+) -> None:
+    def method() -> Steps[None]:
+        yield Round(name="ask", tasks={"a": JOIN, "b": JOIN}, grants={"a": 5})
+        yield Round(name="score", tasks={"a": JOIN, "b": JOIN}, again={"a": 5})
+
+    s, post, ledger, _ = server({"a": lambda t: first(t) if t.round == 1 else spends_its_grant(t), "b": says(JOINED)})
+
+    wait_for(s.drive(method(), "tuning", 5))
+
+    assert [tasks["a"].grant for tasks in post.sent] == [5, granted]
+    assert ledger.total("tuning").fm_calls == spent
+
+
 @pytest.mark.parametrize(("before", "calls", "good"), [(4, 2, True), (4, 4, False), (8, 0, False)])
 def test_more_calls_than_were_granted_are_malformed(before: int, calls: int, good: bool) -> None:
     def handle(task: Task) -> bytes | None:

@@ -246,6 +246,19 @@ def test_a_client_that_missed_a_round_is_granted_the_calls_that_it_still_needs()
     assert rounds[0].grants["a"] == 1
 
 
+def test_a_client_that_missed_the_question_may_ask_it_with_the_sets_to_score_and_no_second_grant() -> None:
+    session = Session(federation(max_fm_calls=8))
+
+    rounds, _ = finish(
+        session.score(P[:1], singles(P[:1]), 4),
+        lambda r: replies({"a": flat_moments(4, 1)}) if r.name == "ask" else even_scores(r),
+    )
+
+    assert [dict(r.again) for r in rounds] == [{}, {"b": 4}]
+    assert sum(rounds[1].grants.values()) == 0
+    assert (session.left, session.cost(P[:1], 4)) == (0, 0)
+
+
 def test_what_was_granted_and_not_answered_stays_reserved() -> None:
     session = Session(federation())
 
