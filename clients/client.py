@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from clients.domain import LinearDomainModel, LinearHead
 from clients.history import TaskHistory
 from clients.scores import ScoreStore
 from evaluators.metrics import with_errors
-from promptfed.errors import WireError
+from promptfed.errors import BudgetError, WireError
 from promptfed.files import write_whole
 from promptfed.fm.base import BaseFM
 from promptfed.fm.decorators import Budgeted, Metered, Reached
@@ -124,7 +125,7 @@ class Client:
                 raise WireError(f"a task for {message.client_id!r} reached {self.client_id!r}")
             if (known := self._history.reply_to(task)) is not None:
                 return known
-            granted = self._fm.grant = message.grant
+            granted = self._fm.grant = min(message.grant, max(message.limit - self._n_calls, 0))
             done = reply(await self._do(message))
             self._history.add(task, done)
             return done
@@ -137,10 +138,10 @@ class Client:
             return
         self._restored = True
         try:
-            for task in map(decode_task, self._history.tasks):
-                caught_up = isinstance(task.body, Score) and task.grant > 0
+            for task, replied in zip(map(decode_task, self._history.tasks), self._history.replies, strict=True):
+                self._fm.grant = decode_reply(replied).usage.fm_calls
+                caught_up = isinstance(task.body, Score) and self._fm.grant > 0
                 if caught_up or isinstance(task.body, Ask | Vote | FitHead | Evaluate):
-                    self._fm.grant = task.grant
                     await self._do(task)
         finally:
             self._fm.grant = 0
@@ -176,7 +177,8 @@ class Client:
                 return MomentSums(n=len(scores), total=_flat(total), squares=_flat(squares))
             case Score():
                 if task.grant:
-                    await self.scores.ask(self._fm, task.body.prompts, task.body.stop)
+                    with suppress(BudgetError):  # spent on a task that failed
+                        await self.scores.ask(self._fm, task.body.prompts, task.body.stop)
                 return self._score(task.body)
             case Newton():
                 if task.body.words:

@@ -88,7 +88,7 @@ class Score(_Message):
 
     ``weights`` (one a prompt) and ``bias`` (flat, J x K) are each prompt's pooled calibration, from which the client's
     own cross-fitted one starts. No FM call, unless the task grants some: then scores that you lack, because an `Ask`
-    did not reach you, are asked first.
+    did not reach you, are asked first, if the grant is enough.
     """
 
     prompts: tuple[PromptTemplate, ...]
@@ -156,7 +156,8 @@ TaskBody = Join | Write | Weigh | Vote | Ask | Score | Newton | Stack | Adopt | 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task(_Message):
-    """A task for one client in one round. ``grant`` is how many FM calls it may make.
+    """A task for one client in one round. ``grant`` is how many FM calls it may make, ``limit`` how many the client may
+    have made in all when the task is done: calls of a reply that was lost are known to the client alone.
 
     ``run`` tells one run from another; ``fleet`` is which memory of the client is meant: tuning, or a baseline.
     """
@@ -166,6 +167,7 @@ class Task(_Message):
     run: Name
     fleet: Name
     grant: Count
+    limit: Count
     body: Annotated[TaskBody, Field(discriminator="kind")]
 
 

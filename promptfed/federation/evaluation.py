@@ -85,7 +85,6 @@ def side_by_side(name: str, each: Mapping[str, Steps[T]]) -> Steps[dict[str, T]]
             name=name,
             tasks={c: round_.tasks[c] for c, round_ in waiting.items()},
             grants={c: round_.grants.get(c, 0) for c, round_ in waiting.items()},
-            again={c: round_.again[c] for c, round_ in waiting.items() if c in round_.again},
         )
         for client in sorted(waiting):
             missed[client] = 0 if client in replies else missed[client] + 1

@@ -20,6 +20,9 @@ from promptfed.ledger import Ledger, Phase
 from promptfed.messages import Failed, Join, Joined, Reply, Task, decode_reply, encode
 from promptfed.strategies.base import Round, Steps, T
 
+# Rounds in a row that a client may have missed and still be waited for while it catches up.
+CATCH_UP = 2
+
 
 class Transport(Protocol):
     """Carries encoded tasks to clients and brings encoded replies back, by client id.
@@ -52,7 +55,7 @@ class Server:
     """One federation's server. Rounds are numbered through all phases of a run.
 
     A client that did not answer a round is asked again in the next, but no round waits for it until it has answered
-    one: a partner that is gone costs one deadline, not one a round.
+    one, unless it may catch up (`Round.again`): a partner that is gone costs two deadlines at most, not one a round.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Server:
         self._run, self._fleet = run, fleet
         self.round = 0
         self._since = 0.0
-        self._absent: set[str] = set()
+        self._missed: defaultdict[str, int] = defaultdict(int)  # rounds in a row that it was asked and did not answer
         self._booked: defaultdict[str, int] = defaultdict(int)  # FM calls that a client has told of
         self._owed: defaultdict[str, int] = defaultdict(int)  # granted to it since it last replied
         self._untold: defaultdict[str, int] = defaultdict(int)  # booked, and in no reply that a method was sent
@@ -86,7 +89,7 @@ class Server:
 
     def expect_absent(self, clients: Iterable[str]) -> None:
         """Don't let a round wait for ``clients`` until they have answered one."""
-        self._absent = set(clients)
+        self._missed.update(dict.fromkeys(clients, CATCH_UP + 1))
 
     async def drive(self, steps: Steps[T], phase: Phase, max_fm_calls: int) -> T:
         """Run a method to its end. No round is sent whose grants would pass ``max_fm_calls``."""
@@ -135,7 +138,9 @@ class Server:
         """
         self.round += 1
         # Only what is open may be granted again: whoever has replied, if with a failure, has had its calls booked.
-        again = {client: n for client, n in round_.again.items() if n <= self._owed[client]}
+        again = {c: n for c, n in round_.again.items() if n <= self._owed[c] and self._missed[c] <= CATCH_UP}
+        for client, grant in round_.grants.items():
+            self._owed[client] += grant
         tasks = {
             client: encode(
                 Task(
@@ -144,6 +149,7 @@ class Server:
                     run=self._run,
                     fleet=self._fleet,
                     grant=round_.grants.get(client, 0) + again.get(client, 0),
+                    limit=self._booked[client] + self._owed[client],
                     body=body,
                 )
             )
@@ -153,11 +159,9 @@ class Server:
         if saved is not None:
             replies, seconds = saved
         else:
-            awaited = [c for c in round_.tasks if c not in self._absent] or list(round_.tasks)
+            awaited = [c for c in round_.tasks if not self._missed[c] or c in again] or list(round_.tasks)
             replies = await self._transport.exchange(tasks, awaited, self._limits.deadline_s)
             seconds = perf_counter() - self._since  # with what the method took to get here
-        for client, grant in round_.grants.items():
-            self._owed[client] += grant
         answers = {client: self._reply(replies.get(client), client) for client in tasks}
         good = {c: a for c, a in answers.items() if isinstance(a, Reply) and not isinstance(a.body, Failed)}
         failures = {c: _reason(a) for c, a in answers.items() if c not in good and c in round_.tasks}
@@ -166,7 +170,11 @@ class Server:
             self._checkpoint.save(self.round, tasks, replies, seconds)
         self._since = perf_counter()
         self._ledger.add_seconds(seconds)
-        self._absent = (self._absent - set(replies)) | (set(round_.tasks) - set(replies))
+        for client in tasks:
+            if client in replies:
+                self._missed[client] = 0
+            elif client in round_.tasks:
+                self._missed[client] += 1
         spent = self._book(tasks, replies, answers)
         told = {c: self._whole(a) for c, a in good.items() if c in round_.tasks}
         total = self._ledger.total(phase)

@@ -280,7 +280,8 @@ class Session:
             again = {c: calls for c, calls in again.items() if 0 < calls <= self._owed.get(c, 0)}
             replies = yield from self._exchange("score", dict.fromkeys(asked, body), again=again)
             right_size = _answers(replies, Scored, lambda b: len(b.total) == len(b.diff) == len(b.diff_sq) == n_sets)
-            self._note_scored(prompts, stop, right_size.keys() & again.keys())
+            whole = [c for c, body in right_size.items() if body.n == min(stop, self.federation.clients[c])]
+            self._note_scored(prompts, stop, whole)
             parts = list(right_size.values())
             n = sum(p.n for p in parts)
             if n:

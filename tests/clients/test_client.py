@@ -67,8 +67,8 @@ def a_client(
     return client, counting
 
 
-def ask(client: Client, body: TaskBody, grant: int = 1000, client_id: str = "north") -> Reply:
-    task = Task(round=4, client_id=client_id, run="run", fleet="tuning", grant=grant, body=body)
+def ask(client: Client, body: TaskBody, grant: int = 1000, client_id: str = "north", limit: int = 10_000) -> Reply:
+    task = Task(round=4, client_id=client_id, run="run", fleet="tuning", grant=grant, limit=limit, body=body)
     return decode_reply(wait_for(client.handle(encode(task))))
 
 
@@ -228,6 +228,16 @@ def test_score_asks_first_what_it_lacks_where_calls_are_granted() -> None:
 
     assert reply.body == ask(there, score_task((0,), (0, 1))).body
     assert (reply.usage.fm_calls, late_fm.n_calls) == (24, 24)
+
+
+def test_score_asks_nothing_where_what_was_granted_is_gone_and_says_what_it_has() -> None:
+    client, fm = a_client()
+    ask(client, Ask(prompts=(P, Q), stop=5))
+
+    reply = ask(client, score_task((0,), (0, 1)), grant=24, limit=20)  # 10 of the 20 calls are made, 14 are wanted
+
+    assert isinstance(reply.body, Scored)
+    assert (reply.body.n, reply.usage.fm_calls, fm.n_calls) == (5, 0, 10)
 
 
 def test_scores_are_bounded() -> None:
@@ -497,7 +507,7 @@ def test_no_reply_to_any_task_carries_a_text(
     scored(client)
 
     for name, body in EVERY_TASK.items():
-        task = Task(round=1, client_id="north", run="run", fleet="tuning", grant=500, body=body)
+        task = Task(round=1, client_id="north", run="run", fleet="tuning", grant=500, limit=10_000, body=body)
         data = wait_for(client.handle(encode(task)))
         assert_silent(data)
         if name in ("unknown arm", "bad set", "bad head"):

@@ -34,7 +34,7 @@ def a_host(folder: Path, fm: BaseFM | None = None, train: Rows | None = None) ->
 
 
 def tell(host: ClientHost, body: TaskBody, *, run: str = "run1", fleet: str = "tuning", number: int = 1) -> Reply:
-    task = Task(round=number, client_id="north", run=run, fleet=fleet, grant=100, body=body)
+    task = Task(round=number, client_id="north", run=run, fleet=fleet, grant=100, limit=1000, body=body)
     return decode_reply(wait_for(host.handle(encode(task))))
 
 
@@ -144,7 +144,7 @@ def test_rubbish_gets_a_failed_reply(tmp_path: Path, data: bytes) -> None:
 
 def test_a_task_for_somebody_else_is_refused(tmp_path: Path) -> None:
     host, _ = a_host(tmp_path)
-    task = Task(round=1, client_id="south", run="run1", fleet="tuning", grant=0, body=JOIN)
+    task = Task(round=1, client_id="south", run="run1", fleet="tuning", grant=0, limit=0, body=JOIN)
 
     assert decode_reply(wait_for(host.handle(encode(task)))).body == Failed(reason="WireError")
 

@@ -101,7 +101,9 @@ REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
 
 def tasks(body: st.SearchStrategy[Any]) -> st.SearchStrategy[m.Task]:
     name = st.text("abcz019_-", min_size=1, max_size=64)
-    return st.builds(m.Task, round=count, client_id=st.text(max_size=10), run=name, fleet=name, grant=count, body=body)
+    return st.builds(
+        m.Task, round=count, client_id=st.text(max_size=10), run=name, fleet=name, grant=count, limit=count, body=body
+    )
 
 
 def replies(body: st.SearchStrategy[Any]) -> st.SearchStrategy[m.Reply]:
@@ -117,6 +119,7 @@ TASK = m.Task(
     run="run",
     fleet="tuning",
     grant=7,
+    limit=9,
     body=m.Score(prompts=(TEMPLATE,), sets=((0,),), stop=7, weights=(1.5,), bias=(0.25, -0.25)),
 )
 REPLY = m.Reply(

@@ -70,9 +70,10 @@ def test_tasks_carry_round_client_run_fleet_and_grant() -> None:
     wait_for(s.drive(rounds({"a": 3}, {"b": 2}), "baselines", 10))
 
     first, second = post.sent
-    assert first["a"] == Task(round=1, client_id="a", run="run7", fleet="zero_shot", grant=3, body=JOIN)
+    assert first["a"] == Task(round=1, client_id="a", run="run7", fleet="zero_shot", grant=3, limit=3, body=JOIN)
     assert first["b"].grant == 0
     assert (second["a"].round, second["b"].grant) == (2, 2)
+    assert (second["a"].limit, second["b"].limit) == (3, 2)
 
 
 def test_the_method_gets_replies_by_client_and_its_result_comes_back() -> None:
@@ -324,6 +325,21 @@ def test_no_round_waits_for_a_client_that_did_not_answer_until_it_has_answered_o
 
     assert [sorted(replies) for replies in got] == [["a"], ["a"], ["a", "b"], ["a", "b"]]
     assert post.awaited == [["a", "b"], ["a"], ["a"], ["a", "b"]]
+
+
+def test_who_may_catch_up_is_waited_for_until_it_has_missed_a_third_round() -> None:
+    def method() -> Steps[None]:
+        for _ in range(2):
+            yield Round(name="ask", tasks={"a": JOIN, "b": JOIN}, grants={"a": 5})
+            yield Round(name="score", tasks={"a": JOIN, "b": JOIN}, again={"a": 5})
+
+    s, post, _, _ = server({"a": lambda _: None, "b": says(JOINED)})
+
+    wait_for(s.drive(method(), "tuning", 10))
+
+    assert post.awaited == [["a", "b"], ["a", "b"], ["b"], ["b"]]
+    assert [tasks["a"].grant for tasks in post.sent] == [5, 5, 5, 0]
+    assert [tasks["a"].limit for tasks in post.sent] == [5, 5, 10, 10]
 
 
 def test_a_client_that_came_late_is_asked_to_join_until_it_does() -> None:

@@ -259,6 +259,20 @@ def test_a_client_that_missed_the_question_may_ask_it_with_the_sets_to_score_and
     assert (session.left, session.cost(P[:1], 4)) == (0, 0)
 
 
+def test_who_did_not_catch_up_in_full_is_granted_the_calls_that_it_still_needs() -> None:
+    session = Session(federation())
+
+    def answer(round_: Round) -> Mapping[str, Reply]:
+        if round_.name == "ask":
+            return replies({"a": flat_moments(4, 1)})
+        zero = (0.0,)
+        return replies({c: Scored(n=n, total=(n / 2,), diff=zero, diff_sq=zero) for c, n in (("a", 4), ("b", 1))})
+
+    finish(session.score(P[:1], singles(P[:1]), 4), answer)
+
+    assert session.cost(P[:1], 4) == 4
+
+
 def test_what_was_granted_and_not_answered_stays_reserved() -> None:
     session = Session(federation())
 
