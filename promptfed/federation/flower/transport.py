@@ -212,6 +212,8 @@ class FlowerTransport:
 
     def _on_hello(self, node: int, frame: Frame) -> None:
         """A node has said who it is: believe it where it may be that, and give it what waits for it."""
+        if node not in self._seen:  # gone meanwhile, and with it its key: it is greeted again when it comes back
+            return
         if frame.fields["status"] != "ok":
             self._spawn(self._greet_again(node))
             return
@@ -233,8 +235,8 @@ class FlowerTransport:
             self._changed.set()
 
     def _owner(self, node: int) -> str | None:
-        """Whose key a node has."""
-        return self._owners.get(self._seen[node][1]) if node in self._seen else None
+        """Whose key a node has, one that is online."""
+        return self._owners.get(self._seen[node][1])
 
     async def _greet_again(self, node: int) -> None:
         await asyncio.sleep(AGAIN_S)

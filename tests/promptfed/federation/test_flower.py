@@ -26,9 +26,11 @@ pytest.importorskip("flwr")
 
 from promptfed.errors import ConfigError, QuorumError, RunError
 from promptfed.federation.flower import processes
+from promptfed.federation.flower.answers import PROTOCOL
+from promptfed.federation.flower.app.promptfed_relay.frames import Frame, pack, read
 from promptfed.federation.flower.certificates import ServerFiles, make_node_key, make_server_certificate
 from promptfed.federation.flower.node import serve_node
-from promptfed.federation.flower.settings import Attached, Listen
+from promptfed.federation.flower.settings import Attached, Listen, client_keys
 from promptfed.federation.flower.stock import serve_socket
 from promptfed.federation.flower.transport import FlowerTransport
 
@@ -385,6 +387,38 @@ def test_flowers_own_supernode_and_a_superlink_of_others(tmp_path: Path) -> None
                 await asyncio.gather(daemon, return_exceptions=True)
 
     assert texts(asyncio.run(scenario())) == {"a": b"hello"}
+
+
+def test_a_node_that_says_who_it_is_when_it_has_just_gone_is_not_turned_away(tmp_path: Path) -> None:
+    public = make_node_key(tmp_path / "key")
+    (pem,) = client_keys({"a": public})
+    hello = json.dumps({"client": "a", "protocol": PROTOCOL}).encode()
+
+    async def scenario() -> tuple[list[str], set[str]]:
+        async with FlowerTransport(Attached(clients={"a": public}), tmp_path / "server") as transport:
+            reader, writer = await asyncio.open_unix_connection(transport.socket)
+
+            async def online(*seen: tuple[int, bool, str, str]) -> None:
+                writer.write(pack(Frame("nodes", {"nodes": seen})))
+                await writer.drain()
+
+            async def greeted() -> Frame:
+                frame = await read(reader)
+                assert frame is not None
+                return frame
+
+            await online((7, True, "noon", pem))
+            first = await greeted()
+            await online((7, False, "noon", pem))
+            writer.write(pack(Frame("reply", {"ticket": first.fields["ticket"], "status": "ok"}, hello)))
+            await online((7, True, "one", pem))
+            second = await greeted()
+            writer.write(pack(Frame("reply", {"ticket": second.fields["ticket"], "status": "ok"}, hello)))
+            await transport.wait_for_clients(["a"], 5)
+            writer.close()
+            return [first.fields["what"], second.fields["what"]], transport.clients
+
+    assert asyncio.run(scenario()) == (["hello", "hello"], {"a"})
 
 
 def test_an_address_that_is_taken_is_an_error_with_the_reason(federation: Federation, tmp_path: Path) -> None:
