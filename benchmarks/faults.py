@@ -158,7 +158,7 @@ def network_kills(n_kills: int, work: Path) -> dict[str, Any]:
                 if place.running[who].poll() is None:
                     place.kill(who)
                     place.start_server(run) if who == "server" else place.start_client(who, run)
-                place.wait_for_end(run)
+                place.wait_for_end(run, 600)  # one killed while it sends a reply: Flower waits 180 s for the rest
                 place.stop()
                 same = place.outcome(run) == place.outcome("calm") and place.events(run) == place.events("calm")
                 paid_twice = place.calls(run) - place.calls("calm")
