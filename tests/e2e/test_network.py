@@ -179,7 +179,7 @@ AT = ["--server", "127.0.0.1:9", "--fm", "scripted:overlap"]
     ("args", "says"),
     [
         ([*BAD_SERVER, "--set", "data.train=site0-train.csv"], "train"),
-        ([*BAD_SERVER, "--set", "network.certificate=none.pem"], "no such file: "),
+        ([*BAD_SERVER, "--set", "network.certificate=none.pem"], "no such file: {folder}/none.pem"),
         ([*BAD_SERVER, "--set", "network.private_key=keys/site0"], "no certificate and its private key"),
         ([*BAD_SERVER, "--set", "network.listen=nowhere"], "expected HOST:PORT"),
         ([*BAD_SERVER, "--set", "fm.scorer=scripted:overlap"], "fm"),
@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_told_before_anything_is_connected(place: Place, ar
     done = cli(*args, cwd=place.folder, timeout=60)
 
     assert done.returncode == 2, done.stderr
-    assert says in " ".join(done.stderr.split())
+    assert says.format(folder=place.folder) in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert CANARY not in done.stderr + done.stdout
 
