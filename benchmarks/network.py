@@ -20,11 +20,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from promptfed.federation.flower import processes
 from promptfed.federation.flower.certificates import make_node_key, make_server_certificate
 from promptfed.federation.flower.node import serve_node
 from promptfed.federation.flower.settings import Listen
 from promptfed.federation.flower.transport import FlowerTransport
+from promptfed.ports import free_port
 
 KINDS = ("flower-superlink", "flower-superexec", "flwr-serverapp", "promptfed_relay.gate", "promptfed_relay.fleet")
 OURS = "engine and clients"
@@ -104,7 +104,7 @@ async def timed_round(transport: FlowerTransport, ids: list[str], task: bytes) -
 
 def security(folder: Path, ids: list[str], *, insecure: bool) -> tuple[Listen, dict[str, dict[str, Any]]]:
     """Where the server listens, and each client's options."""
-    address = f"127.0.0.1:{processes.free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     if insecure:
         return Listen(address=address, insecure=True), {c: {"insecure": True} for c in ids}
     files = make_server_certificate(folder / "tls", ["127.0.0.1"])

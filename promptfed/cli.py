@@ -17,6 +17,7 @@ from rich.table import Table
 
 from promptfed.console import SIMULATION, err_console, out_console, print_estimate, show_run, tell
 from promptfed.errors import ConfigError, DataError, PromptfedError
+from promptfed.ports import free_port
 
 app = typer.Typer(
     name="promptfed",
@@ -342,26 +343,69 @@ def doctor_command(
         raise typer.Exit(3)
 
 
-@app.command("serve")
+@app.command("serve", context_settings={"allow_extra_args": True})
 def serve_command(
-    fm: Annotated[str, typer.Argument(help="Foundation model, KIND:NAME.")],
-    host: Annotated[str, typer.Option("--host", help="Off this machine's own addresses a key is required.")] = (
-        "127.0.0.1"
-    ),
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="What vLLM is to serve: a packaged model's name, a folder, or owner/model on a hub. With embedded: "
+            "before it, promptfed's own engine serves it. What stands behind -- goes to vLLM as it is."
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option("--host", help="For embedded models; off this machine's own addresses a key is required.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any free one.")] = 8700,
     api_key_env: Annotated[
         str | None,
         typer.Option("--api-key-env", help="Variable that holds the API key; PROMPTFED_API_KEY, if set, by default."),
     ] = None,
     join: Annotated[
-        bool, typer.Option("--join", help="Share batches between requests: faster, less reproducible.")
+        bool,
+        typer.Option("--join", help="For embedded models: batches that requests share; faster, less reproducible."),
+    ] = False,
+    python: Annotated[
+        Path | None, typer.Option("--python", help="Interpreter that has vLLM; .venv-vllm here by default.")
+    ] = None,
+    soft_prompts: Annotated[
+        bool, typer.Option("--soft-prompts", help="Let vLLM take prompt embeddings; for callers who are trusted.")
+    ] = False,
+    wait: Annotated[float, typer.Option("--wait", min=1, help="Seconds that vLLM may take to start.")] = 900.0,
+    print_command: Annotated[
+        bool, typer.Option("--print-command", help="Print what would be started, for vLLM; start nothing.")
     ] = False,
 ) -> None:
-    """Serve a foundation model to other processes over HTTP; use it as openai:NAME@http://HOST:PORT/v1."""
-    from promptfed.fm.serve import serve
-    from promptfed.registry import load_fm
+    """Serve a foundation model to other processes over HTTP; use it as openai:http://HOST:PORT/v1#MODEL."""
+    if ":" in model:
+        from promptfed.fm.serve import serve
+        from promptfed.registry import load_fm
 
-    serve(lambda: load_fm(fm), host=host, port=port, api_key_env=api_key_env, join=join)
+        if context.args or python or soft_prompts or print_command:
+            raise ConfigError(f"{model} is served without vLLM: --python, --soft-prompts, --print-command are for vLLM")
+        serve(lambda: load_fm(model), host=host, port=port, api_key_env=api_key_env, join=join)
+        return
+    from promptfed.fm.vllm_server import find_vllm, plan, run_server, this_machine
+
+    if host != "127.0.0.1" or api_key_env or join:
+        raise ConfigError(
+            "--host, --api-key-env and --join are for embedded models. vLLM's own key (PROMPTFED_API_KEY) guards only a "
+            "part of its paths, so it listens on this machine alone: put a proxy in front (docs/fm-server.md)"
+        )
+    interpreter, distribution = find_vllm(python)
+    launch = plan(
+        model,
+        this_machine(),
+        python=interpreter,
+        distribution=distribution,
+        port=port or free_port(),
+        soft_prompts=soft_prompts,
+        more=context.args,
+    )
+    if print_command:
+        print(launch.as_shell())  # noqa: T201
+        return
+    run_server(launch, wait_s=wait, tell=lambda line: print(line, flush=True))  # noqa: T201
 
 
 # ------------------------------------------------------------------------------------------------------ helpers

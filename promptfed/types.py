@@ -6,7 +6,7 @@ One *FM call* is one prompt x one example, or one generation, wherever it is mad
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,10 +18,39 @@ IntArray = npt.NDArray[np.int64]
 
 
 class Capability(enum.StrEnum):
-    """What a foundation model can be asked for."""
+    """What a foundation model can be asked for.
+
+    The three ways to score labels are a ladder: who has one has those below it (`satisfies`), and says the highest.
+    """
 
     TEXT = "text"
-    LABEL_LOGPROBS = "label_logprobs"
+    LABEL_LOGPROBS = "label_logprobs"  # exact, of every label word
+    TOP_LOGPROBS = "top_logprobs"  # of those among the most probable tokens; the others are censored
+    LABEL_CHOICE = "label_choice"  # which label, without a number
+    PROMPT_LOGPROBS = "prompt_logprobs"  # of any given continuation, not normalised over labels
+    PROMPT_EMBEDS = "prompt_embeds"  # soft prompts: vectors in front of the tokens
+
+
+_LADDER = (Capability.LABEL_CHOICE, Capability.TOP_LOGPROBS, Capability.LABEL_LOGPROBS)
+
+
+def satisfies(offered: Collection[Capability], wanted: Capability) -> bool:
+    """Whether a model with ``offered`` can do ``wanted``."""
+    return wanted in offered or (wanted in _LADDER and any(c in offered for c in _LADDER[_LADDER.index(wanted) :]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftPrompt:
+    """Vectors that stand in front of a prompt's tokens: float32, little-endian, row by row, of shape (n, hidden).
+
+    `promptfed.prompts.soft` makes one from an array and checks it.
+    """
+
+    __pydantic_config__ = {"extra": "forbid", "ser_json_bytes": "base64", "val_json_bytes": "base64"}  # noqa: RUF012
+
+    n: int
+    hidden: int
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +58,8 @@ class LabelRequest:
     """Score each label as the continuation of ``prefix + text + suffix``.
 
     ``prefix`` is what many requests share and an engine may compute once. ``labels`` are whole
-    continuations, separator included (``" positive"``).
+    continuations, separator included (``" positive"``). ``absolute`` asks for log-probabilities over the whole
+    vocabulary in place of those normalised over the labels. ``soft`` stands before the prefix.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic where a message carries this)
@@ -38,6 +68,8 @@ class LabelRequest:
     text: str
     suffix: str
     labels: tuple[str, ...]
+    absolute: bool = False
+    soft: SoftPrompt | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +88,7 @@ class TextRequest:
     top_p: float = 1.0
     seed: int = 0
     stop: tuple[str, ...] = ("\n",)
+    soft: SoftPrompt | None = None
 
 
 FMRequest = LabelRequest | TextRequest
@@ -67,21 +100,28 @@ class FMResponse:
 
     ``outage``: the model was not reached, or had no answer to anything (overload, timeout), so the failure says nothing
     of this item.
-    ``logprobs`` are natural logarithms, one a label, normalised over the labels.
+    ``retry_after_s``: seconds that the model asked to be left alone for.
+    ``logprobs`` are natural logarithms, one a label, normalised over the labels unless `LabelRequest.absolute`.
+    ``censored`` says of which labels no more is known than that their log-probability is at most the one given; None
+    where all are exact.
     ``label_tokens`` counts each label's tokens; None where all have one, or the model does not say.
-    ``cached_tokens`` counts the prompt tokens that were not computed anew for this answer.
+    ``cached_tokens`` counts the prompt tokens that were not computed anew for this answer. ``from_cache``: the whole
+    answer was remembered by the client, nothing was asked.
     """
 
     logprobs: tuple[float, ...] | None = None
     label_tokens: tuple[int, ...] | None = None
+    censored: tuple[bool, ...] | None = None
     text: str | None = None
     error: str | None = None
     outage: bool = False
+    retry_after_s: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     usd: float = 0.0
     truncated: bool = False
+    from_cache: bool = False
 
 
 @runtime_checkable

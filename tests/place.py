@@ -20,8 +20,8 @@ from typing import Any
 
 import promptfed
 from promptfed.federation.events import read_events, timeless
-from promptfed.federation.flower.processes import free_port
 from promptfed.fm.scripted import ScriptedFM
+from promptfed.ports import free_port
 from tests.support import WordEncoder, demo_rows, public_texts, sentences
 
 ROOT = Path(__file__).parent.parent
@@ -240,7 +240,7 @@ class RealPlace(Place):
             "test": f"{site}-test.csv",
             "id": site,
             "server": f"127.0.0.1:{self.port}",
-            "fm": f"openai:smollm2-135m-instruct@http://127.0.0.1:{self.fm_port}/v1",
+            "fm": f"openai:http://127.0.0.1:{self.fm_port}/v1#smollm2-135m-instruct",
             "folder": f"{run}-{site}",
             "key": f"keys/{site}",
             "root-certificates": "keys/ca.pem",

@@ -12,9 +12,21 @@ import numpy as np
 
 from promptfed.errors import CapabilityError
 from promptfed.prompts.template import PromptTemplate
-from promptfed.types import Capability, FMRequest, FMResponse
+from promptfed.types import Capability, FMRequest, FMResponse, satisfies
 
 T = TypeVar("T")
+
+# What to use instead of a model that lacks it.
+_EXACT = "The embedded engine (embedded:NAME), promptfed serve and a vLLM server have it"
+_HINTS = {
+    Capability.TEXT: "Name a model that writes as fm.proposer",
+    Capability.LABEL_CHOICE: "Name a model that reads and answers, such as embedded:NAME",
+    Capability.TOP_LOGPROBS: f"{_EXACT}, as do hosted APIs that return top_logprobs; or choose another method",
+    Capability.LABEL_LOGPROBS: f"{_EXACT}; or choose a method that makes do with top_logprobs (promptfed methods)",
+    Capability.PROMPT_LOGPROBS: f"{_EXACT}; or choose label words of one token",
+    Capability.PROMPT_EMBEDS: "The embedded engine has it, and a vLLM server started with --enable-prompt-embeds whose "
+    "model's weights are on this machine too; or choose a method that tunes text (promptfed methods)",
+}
 
 
 class BaseFM(ABC):
@@ -38,9 +50,11 @@ class BaseFM(ABC):
 
     def require(self, capability: Capability, wanted_by: str) -> None:
         """Raise `CapabilityError` if this model can't do what ``wanted_by`` needs."""
-        if capability not in self.capabilities:
+        if not satisfies(self.capabilities, capability):
             have = ", ".join(sorted(self.capabilities)) or "nothing"
-            raise CapabilityError(f"{wanted_by} needs {capability.value} from the FM; {self.fm_id} offers {have}")
+            raise CapabilityError(
+                f"{wanted_by} needs {capability.value} from the FM; {self.fm_id} offers {have}. {_HINTS[capability]}"
+            )
 
     async def ascore_labels(
         self, prompt: PromptTemplate | str, texts: Sequence[str], labels: Sequence[str] | None = None
@@ -49,7 +63,7 @@ class BaseFM(ABC):
 
         ``prompt`` is a template, or raw text with one ``{text}`` slot together with ``labels``, its label words.
         """
-        self.require(Capability.LABEL_LOGPROBS, "score_labels")
+        self.require(Capability.LABEL_CHOICE, "score_labels")
         if isinstance(prompt, str):
             prompt = PromptTemplate(text=prompt, words=tuple(labels or ()))
         answers = await self.complete(prompt.requests(texts))

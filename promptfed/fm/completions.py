@@ -4,6 +4,8 @@
         "prefix": "...", "suffix": "...",    shared by all prompts: what is read is prefix + prompt + suffix. The prefix
                                              is computed once; a prompt too long for the model is cut, they are not
         "labels": [" good", " very bad"],    score these whole continuations instead of writing
+        "absolute": true,                    do not normalise over the labels
+        "soft": {"n", "hidden", "data"},     a soft prompt in front of it all; data in base64
         "seeds": [7, 3, ...]                 for writing: n of them, in place of seed, seed + 1, ...
     }
 
@@ -22,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from promptfed.types import FMRequest, FMResponse, LabelRequest, TextRequest
+from promptfed.types import FMRequest, FMResponse, LabelRequest, SoftPrompt, TextRequest
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -37,6 +39,8 @@ class Extension(_Strict):
     prefix: str = ""
     suffix: str = ""
     labels: Annotated[tuple[str, ...], Field(min_length=1, max_length=1024)] | None = None
+    absolute: bool = False
+    soft: SoftPrompt | None = None
     seeds: tuple[Seed, ...] | None = None
 
 
@@ -76,7 +80,17 @@ class Completion(_Strict):
         own = self.promptfed
         prompts = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
         if own.labels is not None:
-            return [LabelRequest(prefix=own.prefix, text=p, suffix=own.suffix, labels=own.labels) for p in prompts]
+            return [
+                LabelRequest(
+                    prefix=own.prefix,
+                    text=prompt,
+                    suffix=own.suffix,
+                    labels=own.labels,
+                    absolute=own.absolute,
+                    soft=own.soft,
+                )
+                for prompt in prompts
+            ]
         return [
             TextRequest(
                 prompt=own.prefix + prompt + own.suffix,
@@ -85,6 +99,7 @@ class Completion(_Strict):
                 top_p=self.top_p,
                 seed=seed,
                 stop=(self.stop,) if isinstance(self.stop, str) else self.stop or (),
+                soft=own.soft,
             )
             for prompt in prompts
             for seed in own.seeds or range(self.seed, self.seed + self.n)

@@ -82,7 +82,7 @@ class Routed(WrappedFM):
 
 class Retrying(WrappedFM):
     """Asks again for items that failed, up to ``attempts`` times in all (``outage_attempts`` where the model was not
-    reached), waiting ``wait_s`` times 1, 2, 4, ..."""
+    reached), waiting ``wait_s`` times 1, 2, 4, ..., or as long as the model asked for (Retry-After)."""
 
     def __init__(self, inner: BaseFM, *, attempts: int = 3, outage_attempts: int = 5, wait_s: float = 0.5) -> None:
         super().__init__(inner)
@@ -98,7 +98,8 @@ class Retrying(WrappedFM):
             ]
             if not failed:
                 break
-            await asyncio.sleep(self._wait_s * 2 ** (attempt - 1))
+            asked_for = max(answers[i].retry_after_s or 0.0 for i in failed)
+            await asyncio.sleep(max(self._wait_s * 2 ** (attempt - 1), asked_for))
             for i, answer in zip(failed, await self._inner.complete([requests[i] for i in failed]), strict=True):
                 answers[i] = answer
         return answers

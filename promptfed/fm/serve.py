@@ -105,7 +105,7 @@ def serve(
             raise ConfigError(f"can't listen on {host} port {port}: {error.strerror}") from None
         fm = load()
         place = f"[{host}]" if ":" in host else host
-        address = f"openai:{model_name(fm.fm_id)}@http://{place}:{listener.getsockname()[1]}/v1"
+        address = f"openai:http://{place}:{listener.getsockname()[1]}/v1#{model_name(fm.fm_id)}"
         ready = f"serving {fm.fm_id} as {address}, {'with an' if key else 'without'} API key; Ctrl-C stops"
         server = _Server(
             uvicorn.Config(

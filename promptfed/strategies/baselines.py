@@ -22,7 +22,7 @@ class Given:
     """
 
     name = "given"
-    needs = frozenset({Capability.LABEL_LOGPROBS})
+    needs = frozenset({Capability.LABEL_CHOICE})
 
     def __init__(self, prompts: Sequence[PromptTemplate], n_texts: int | None = None) -> None:
         self._prompts, self._n_texts = tuple(prompts), n_texts

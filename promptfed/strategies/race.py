@@ -70,7 +70,7 @@ class Race:
     """The flagship method."""
 
     name = "race"
-    needs = frozenset({Capability.LABEL_LOGPROBS, Capability.TEXT})
+    needs = frozenset({Capability.LABEL_CHOICE, Capability.TEXT})
 
     def run(self, federation: Federation) -> Steps[PromptSet]:
         session = Session(federation)

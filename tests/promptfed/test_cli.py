@@ -204,7 +204,7 @@ def test_bad_files_exit_with_2_and_without_their_text(
 def test_a_model_that_does_not_answer_exits_with_3_and_says_how_to_start_one(workspace: Path, tmp_path: Path) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # and does not listen
-        scorer = f"fm.scorer=openai:m@http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        scorer = f"fm.scorer=openai:http://127.0.0.1:{nobody.getsockname()[1]}/v1#m"
         done = promptfed("run", workspace / "run.toml", "--out", tmp_path / "o", "--set", scorer)
 
     assert done.returncode == 3, done.stderr

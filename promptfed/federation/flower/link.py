@@ -11,6 +11,7 @@ from promptfed.errors import RunError
 from promptfed.federation.flower import processes
 from promptfed.federation.flower.certificates import make_loopback_certificate
 from promptfed.federation.flower.settings import Listen
+from promptfed.ports import free_port
 
 SEPARATOR = "\x1e"  # as in promptfed_relay.commands
 CONNECTION = "promptfed"  # what Flower's configuration file calls this SuperLink
@@ -25,7 +26,7 @@ class Link:
 
     def __init__(self, listen: Listen, folder: Path) -> None:
         self._listen, self._folder = listen, folder
-        self._port = processes.free_port()
+        self._port = free_port()
         self._superlink: asyncio.subprocess.Process | None = None
         self._gate: asyncio.subprocess.Process | None = None
         self._ca: Path | None = None

@@ -107,14 +107,6 @@ async def until_free(host: str, port: int, timeout_s: float = 10) -> None:
         await asyncio.sleep(0.2)
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def socket_path(folder: Path, name: str) -> Path:
     """Where a unix socket goes: into ``folder``, or, if that path is too long for one, into a private temporary one."""
     path = folder.resolve() / name

@@ -33,6 +33,7 @@ from promptfed.federation.flower.node import serve_node
 from promptfed.federation.flower.settings import Attached, Listen, client_keys
 from promptfed.federation.flower.stock import serve_socket
 from promptfed.federation.flower.transport import FlowerTransport
+from promptfed.ports import free_port
 
 pytestmark = pytest.mark.network
 
@@ -116,7 +117,7 @@ class Federation:
         self.folder, self.loop = folder, Loop()
         self.files: ServerFiles = make_server_certificate(folder / "tls", ["127.0.0.1", "localhost"])
         keys = {c: make_node_key(folder / "keys" / c) for c in [*CLIENTS, SPARE]}
-        self.address = f"127.0.0.1:{processes.free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
         listen = Listen(
             address=self.address,
             certificate=self.files.certificate,
@@ -342,7 +343,7 @@ def test_missing_clients_are_named(federation: Federation) -> None:
 
 
 def test_a_killed_engine_is_started_again_and_its_clients_come_back(tmp_path: Path) -> None:
-    address = f"127.0.0.1:{processes.free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     nodes = [Process("node", client_id=c, server=address, folder=tmp_path / c, insecure=True) for c in ("a", "b")]
     engines = [Process("engine", address=address, folder=tmp_path / "server", clients=["a", "b"])]
     try:
@@ -357,7 +358,7 @@ def test_a_killed_engine_is_started_again_and_its_clients_come_back(tmp_path: Pa
 
 def test_flowers_own_supernode_and_a_superlink_of_others(tmp_path: Path) -> None:
     """The plain commands of docs/deploy.md: nothing of Flower is started by promptfed."""
-    link, node = processes.free_port(), processes.free_port()
+    link, node = free_port(), free_port()
     environment = processes.environment(tmp_path)
     (tmp_path / "flwr").mkdir()
     (tmp_path / "flwr" / "config.toml").write_text(f'[superlink.x]\naddress = "127.0.0.1:{link}"\ninsecure = true\n')

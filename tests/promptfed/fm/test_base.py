@@ -63,7 +63,7 @@ def test_an_error_of_the_model_is_raised() -> None:
 def test_a_model_without_label_scores_is_refused_before_the_first_call() -> None:
     fm = CountingFM(ScriptedFM("writer", capabilities=frozenset({Capability.TEXT})))
 
-    with pytest.raises(CapabilityError, match=r"score_labels needs label_logprobs.*scripted:writer@0 offers text"):
+    with pytest.raises(CapabilityError, match=r"score_labels needs label_choice.*scripted:writer@0 offers text"):
         fm.score_labels(TEMPLATE, ["one"])
 
     assert fm.n_calls == 0

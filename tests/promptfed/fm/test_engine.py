@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def text_of(fm: EmbeddedFM, **fields: object) -> str:
 
 def test_the_id_carries_the_digest_of_the_weights(fm: EmbeddedFM, tiny_llama: Path) -> None:
     assert fm.fm_id == f"embedded:{tiny_llama.name}@{file_digest(tiny_llama / 'model.safetensors')}"
-    assert fm.capabilities == {Capability.TEXT, Capability.LABEL_LOGPROBS}
+    assert fm.capabilities == {Capability.TEXT, Capability.LABEL_LOGPROBS, Capability.PROMPT_LOGPROBS}
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
@@ -108,6 +109,31 @@ def test_labels_are_scored_by_the_sum_over_their_tokens(
     assert np.exp(got.logprobs).sum() == pytest.approx(1.0)
     # The engine computes in bfloat16 where the CPU does.
     assert got.logprobs == pytest.approx(by_hand - np.logaddexp.reduce(by_hand), abs=0.15)
+
+
+@pytest.mark.parametrize("labels", [("x", "y"), ("x",), ("xy", "z"), ("ax", "ay"), ("a whole text as a label",)])
+def test_absolute_scores_are_sums_over_the_whole_vocabulary(
+    fm: EmbeddedFM, tiny_llama: Path, labels: tuple[str, ...]
+) -> None:
+    relative = label("text", labels=("x", "yz"))
+    request = replace(label("text", labels=labels), absolute=True)
+
+    got, beside = answer(fm, request, relative)
+
+    by_hand = [reference_logp(tiny_llama, "abtext.", word) for word in labels]
+    assert got.logprobs == pytest.approx(by_hand, abs=0.15 * max(map(len, labels)))
+    assert beside.logprobs is not None
+    assert np.exp(beside.logprobs).sum() == pytest.approx(1.0)
+
+
+def test_absolute_scores_of_some_next_tokens_sum_to_less_than_one(fm: EmbeddedFM) -> None:
+    printable = "".join(map(chr, range(33, 127)))
+
+    (got,) = answer(fm, replace(label("text", labels=tuple(printable)), absolute=True))
+
+    # 94 of the 256 tokens: some of the mass, never more than all of it.
+    assert got.logprobs is not None
+    assert 0.05 < np.exp(got.logprobs).sum() < 1.0
 
 
 def test_labels_beyond_a_batch_are_scored_as_they_are_alone(fm: EmbeddedFM) -> None:

@@ -24,13 +24,14 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from promptfed.errors import CapabilityError, ConfigError, FMError, UnknownNameError
-from promptfed.fm import openai as client_module
 from promptfed.fm.base import BaseFM
 from promptfed.fm.decorators import Retrying
+from promptfed.fm.dialects.served import ServedDialect
 from promptfed.fm.embedded import EmbeddedFM
 from promptfed.fm.openai import OpenAIFM
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.fm.serve import build_app
+from promptfed.ports import free_port
 from promptfed.registry import load_fm
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
 from tests.promptfed.fm.test_serve import running
@@ -80,7 +81,7 @@ def other_server(answer: bytes | Response, models: Any = CARD) -> Starlette:
 
 def test_it_is_the_model_that_it_asks() -> None:
     with running(build_app(ScriptedFM("w", capabilities=frozenset({Capability.TEXT})))) as url:
-        fm = load_fm(f"openai:w@{url}")
+        fm = load_fm(f"openai:{url}#w")
 
     assert isinstance(fm, OpenAIFM)
     assert fm.fm_id == "scripted:w@0"
@@ -98,7 +99,7 @@ def test_answers_are_those_of_this_process_in_the_order_asked() -> None:
         TextRequest(prompt="Go on:", max_tokens=9, top_p=0.5, stop=("\n", "END")),
     ]
     with running(build_app(ScriptedFM())) as url:
-        answers = ask(OpenAIFM(f"overlap@{url}"), *requests)
+        answers = ask(OpenAIFM(f"{url}#overlap"), *requests)
 
     assert answers == ask(ScriptedFM(), *requests)
 
@@ -115,7 +116,7 @@ def test_labels_of_several_tokens_cut_texts_and_counts_are_those_of_the_engine(t
         TextRequest(prompt="p" * 500, max_tokens=3, stop=()),
     ]
     with running(build_app(engine)) as url:
-        fm = OpenAIFM(f"{tiny_llama.name}@{url}")
+        fm = OpenAIFM(f"{url}#{tiny_llama.name}")
         served, here = ask(fm, *requests), ask(engine, *requests)
 
     assert fm.fm_id == engine.fm_id
@@ -128,7 +129,7 @@ def test_labels_of_several_tokens_cut_texts_and_counts_are_those_of_the_engine(t
 def test_an_item_that_fails_at_the_server_fails_alone(tiny_llama: Path) -> None:
     engine = EmbeddedFM(str(tiny_llama))
     with running(build_app(engine)) as url:
-        fine, failed = ask(OpenAIFM(f"{tiny_llama.name}@{url}"), label("text", ""), label("text", "p" * 500))
+        fine, failed = ask(OpenAIFM(f"{url}#{tiny_llama.name}"), label("text", ""), label("text", "p" * 500))
 
     assert fine.logprobs is not None
     assert failed == FMResponse(error="the server could not answer this item")
@@ -136,7 +137,7 @@ def test_an_item_that_fails_at_the_server_fails_alone(tiny_llama: Path) -> None:
 
 def test_blocking_calls_work_in_any_loop_and_leave_nothing_open() -> None:
     with running(build_app(ScriptedFM())) as url:
-        fm = OpenAIFM(f"overlap@{url}")
+        fm = OpenAIFM(f"{url}#overlap")
         prompt, labels = "Text: {text}\nLabel:", ["good", "bad"]
         expected = ScriptedFM().score_labels(prompt, ["one", "two"], labels).tolist()
 
@@ -154,7 +155,7 @@ def test_blocking_calls_work_in_any_loop_and_leave_nothing_open() -> None:
 
 def test_a_model_built_inside_a_running_loop_works() -> None:
     async def notebook(url: str) -> str:
-        return OpenAIFM(f"overlap@{url}").fm_id
+        return OpenAIFM(f"{url}#overlap").fm_id
 
     with running(build_app(ScriptedFM())) as url:
         assert asyncio.run(notebook(url)) == "scripted:overlap@0"
@@ -166,7 +167,7 @@ def test_a_model_built_inside_a_running_loop_works() -> None:
 def batches_at_server(*requests: FMRequest) -> list[int]:
     inner = CountingFM(ScriptedFM())
     with running(build_app(inner)) as url:
-        answers = ask(OpenAIFM(f"overlap@{url}"), *requests)
+        answers = ask(OpenAIFM(f"{url}#overlap"), *requests)
     assert not any(a.error for a in answers)
     return sorted(inner.batches)
 
@@ -205,9 +206,9 @@ def test_few_requests_are_on_their_way_at_once_whoever_asks() -> None:
 
     inner = Watching()
     with running(build_app(inner)) as url:
-        asyncio.run(many(OpenAIFM(f"overlap@{url}")))
+        asyncio.run(many(OpenAIFM(f"{url}#overlap")))
 
-    assert inner.most == client_module.MAX_REQUESTS
+    assert inner.most == ServedDialect.max_requests
 
 
 # ---------------------------------------------------------------- addresses
@@ -216,19 +217,18 @@ def test_few_requests_are_on_their_way_at_once_whoever_asks() -> None:
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("m", "openai:MODEL@URL"),
-        ("@http://127.0.0.1/v1", "openai:MODEL@URL"),
-        ("m@127.0.0.1:8700/v1", "openai:MODEL@URL"),
-        ("m@ftp://127.0.0.1/v1", "openai:MODEL@URL"),
-        ("m@http://127.0.0.1:8700", "did you mean http://127.0.0.1:8700/v1"),
-        ("m@http://127.0.0.1:8700/", "did you mean http://127.0.0.1:8700/v1"),
-        ("m@http:///v1", "base URL"),
-        ("m@http://127.0.0.1:99999/v1", "no valid host and port"),
-        ("m@http://[::1/v1", "no valid host and port"),
-        ("m@http://me:s3cret@127.0.0.1/v1", "PROMPTFED_API_KEY"),
-        ("m@http://s3cret@127.0.0.1/v1", "PROMPTFED_API_KEY"),
-        ("m@http://127.0.0.1/v1?key=s3cret", "PROMPTFED_API_KEY"),
-        ("m@http://127.0.0.1/v1#s3cret", "PROMPTFED_API_KEY"),
+        ("m", "openai:URL#MODEL"),
+        ("http://127.0.0.1/v1#", "openai:URL#MODEL"),
+        ("127.0.0.1:8700/v1#m", "openai:URL#MODEL"),
+        ("ftp://127.0.0.1/v1#m", "openai:URL#MODEL"),
+        ("http://127.0.0.1:8700#m", "did you mean http://127.0.0.1:8700/v1"),
+        ("http://127.0.0.1:8700/#m", "did you mean http://127.0.0.1:8700/v1"),
+        ("http:///v1#m", "base URL"),
+        ("http://127.0.0.1:99999/v1#m", "no valid host and port"),
+        ("http://[::1/v1#m", "no valid host and port"),
+        ("http://me:s3cret@127.0.0.1/v1#m", "PROMPTFED_API_KEY"),
+        ("http://s3cret@127.0.0.1/v1#m", "PROMPTFED_API_KEY"),
+        ("http://127.0.0.1/v1?key=s3cret#m", "PROMPTFED_API_KEY"),
     ],
 )
 def test_a_bad_address_says_what_is_wrong_and_repeats_no_secret(address: str, said: str) -> None:
@@ -241,18 +241,21 @@ def test_a_bad_address_says_what_is_wrong_and_repeats_no_secret(address: str, sa
 
 def test_a_model_name_may_hold_anything_before_the_url() -> None:
     with running(build_app(ScriptedFM("org/model@2:x"))) as url:
-        assert OpenAIFM(f"org/model@2:x@{url}/").fm_id == "scripted:org/model@2:x@0"
+        assert OpenAIFM(f"{url}/#org/model@2:x").fm_id == "scripted:org/model@2:x@0"
 
 
 def test_a_model_that_is_not_served_is_named_with_those_that_are() -> None:
     with running(build_app(ScriptedFM())) as url, pytest.raises(UnknownNameError, match=r"'overlab'.*'overlap'\?"):
-        OpenAIFM(f"overlab@{url}")
+        OpenAIFM(f"{url}#overlab")
 
 
-def test_a_server_of_another_kind_is_refused() -> None:
+def test_a_server_that_writes_nothing_is_refused() -> None:
     models = {"data": [{"id": "m", "object": "model"}]}
-    with running(other_server(b"", models)) as url, pytest.raises(CapabilityError, match="not a `promptfed serve`"):
-        OpenAIFM(f"m@{url}")
+    with (
+        running(other_server(b"", models)) as url,
+        pytest.raises(CapabilityError, match="answers neither /completions"),
+    ):
+        OpenAIFM(f"{url}#m")
 
 
 # ---------------------------------------------------------------- the key
@@ -262,7 +265,7 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PROMPTFED_API_KEY", "s3cret\n")
 
     with running(build_app(ScriptedFM(), key="s3cret")) as url:
-        (answer,) = ask(OpenAIFM(f"overlap@{url}"), label(" x"))
+        (answer,) = ask(OpenAIFM(f"{url}#overlap"), label(" x"))
 
     assert answer.logprobs is not None
 
@@ -271,7 +274,7 @@ def test_a_key_for_another_provider_is_not_sent(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("OPENAI_API_KEY", "s3cret")
 
     with running(build_app(ScriptedFM(), key="s3cret")) as url, pytest.raises(ConfigError, match="asks for an API key"):
-        OpenAIFM(f"overlap@{url}")
+        OpenAIFM(f"{url}#overlap")
 
 
 @pytest.mark.parametrize(("key", "said"), [(None, "asks for an API key"), ("wr0ng", "refuses this API key")])
@@ -283,7 +286,7 @@ def test_a_missing_or_wrong_key_is_told_at_once(
         monkeypatch.setenv("PROMPTFED_API_KEY", key)
 
     with running(build_app(ScriptedFM(), key="s3cret")) as url, pytest.raises(ConfigError, match=said) as caught:
-        OpenAIFM(f"overlap@{url}")
+        OpenAIFM(f"{url}#overlap")
 
     assert "PROMPTFED_API_KEY" in str(caught.value)
     assert "wr0ng" not in str(caught.value) + caplog.text
@@ -293,7 +296,7 @@ def test_a_key_that_no_header_can_hold_is_not_shown(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PROMPTFED_API_KEY", "s3\ncret-é")
 
     with running(build_app(ScriptedFM())) as url, pytest.raises(FMError) as caught:
-        OpenAIFM(f"overlap@{url}")
+        OpenAIFM(f"{url}#overlap")
 
     assert "cret" not in str(caught.value)
 
@@ -301,17 +304,11 @@ def test_a_key_that_no_header_can_hold_is_not_shown(monkeypatch: pytest.MonkeyPa
 # ---------------------------------------------------------------- servers that fail
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_server_that_is_down_is_told_with_the_way_to_start_one() -> None:
     port = free_port()
 
-    with pytest.raises(FMError, match=f"http://127.0.0.1:{port}/v1 .*promptfed serve embedded:m --port {port}"):
-        OpenAIFM(f"m@http://127.0.0.1:{port}/v1")
+    with pytest.raises(FMError, match=f"http://127.0.0.1:{port}/v1 .*promptfed serve m"):
+        OpenAIFM(f"http://127.0.0.1:{port}/v1#m")
 
 
 @pytest.fixture
@@ -327,7 +324,7 @@ def test_a_server_that_never_answers_is_given_up_at_once(silent: socket.socket) 
     start = time.monotonic()
 
     with pytest.raises(FMError, match="Timeout"):
-        OpenAIFM(f"m@http://127.0.0.1:{silent.getsockname()[1]}/v1", timeout_s=0.3)
+        OpenAIFM(f"http://127.0.0.1:{silent.getsockname()[1]}/v1#m", timeout_s=0.3)
 
     assert time.monotonic() - start < 5
 
@@ -343,7 +340,7 @@ def test_a_server_that_begins_to_hang_is_a_failed_item_in_time(silent: socket.so
 
     thread = threading.Thread(target=answer_once)
     thread.start()
-    fm = OpenAIFM(f"m@http://127.0.0.1:{silent.getsockname()[1]}/v1", timeout_s=0.5)
+    fm = OpenAIFM(f"http://127.0.0.1:{silent.getsockname()[1]}/v1#m", timeout_s=0.5)
     thread.join()
     start = time.monotonic()
 
@@ -356,7 +353,7 @@ def test_a_server_that_begins_to_hang_is_a_failed_item_in_time(silent: socket.so
 
 def test_a_server_that_goes_away_is_an_outage() -> None:
     with running(build_app(ScriptedFM())) as url:
-        fm = OpenAIFM(f"overlap@{url}")
+        fm = OpenAIFM(f"{url}#overlap")
 
     assert ask(fm, label(" a")) == [FMResponse(error="APIConnectionError", outage=True)]
 
@@ -367,7 +364,7 @@ def test_a_server_that_goes_away_is_an_outage() -> None:
 )
 def test_an_http_status_is_a_failed_item_that_names_it(status: int, outage: bool) -> None:
     with running(other_server(Response(CANARY, status_code=status))) as url:
-        assert ask(OpenAIFM(f"m@{url}"), label(" a")) == [FMResponse(error=f"HTTP {status}", outage=outage)]
+        assert ask(OpenAIFM(f"{url}#m"), label(" a")) == [FMResponse(error=f"HTTP {status}", outage=outage)]
 
 
 @pytest.mark.parametrize(
@@ -377,9 +374,9 @@ def test_an_http_status_is_a_failed_item_that_names_it(status: int, outage: bool
 )
 def test_an_answer_that_is_none_is_a_failed_item(body: bytes) -> None:
     with running(other_server(body)) as url:
-        (answer,) = ask(OpenAIFM(f"m@{url}"), label(" a"))
+        (answer,) = ask(OpenAIFM(f"{url}#m"), label(" a"))
 
-    assert answer.error in ("ValidationError", "ValueError")
+    assert answer.error in ("ValidationError", "ValueError", "JSONDecodeError")
 
 
 GOOD = {"logprobs": [-0.5, -1.0], "prompt_tokens": 3}
@@ -402,7 +399,7 @@ GOOD = {"logprobs": [-0.5, -1.0], "prompt_tokens": 3}
 )
 def test_an_item_that_is_not_whole_fails_alone(spoilt: dict[str, Any]) -> None:
     with running(other_server(answered(choice(**{**GOOD, **spoilt}), choice(**GOOD)))) as url:
-        failed, fine = ask(OpenAIFM(f"m@{url}"), label(" a"), label(" b"))
+        failed, fine = ask(OpenAIFM(f"{url}#m"), label(" a"), label(" b"))
 
     assert failed == FMResponse(error="malformed answer")
     assert fine == FMResponse(logprobs=(-0.5, -1.0), prompt_tokens=3)
@@ -410,12 +407,12 @@ def test_an_item_that_is_not_whole_fails_alone(spoilt: dict[str, Any]) -> None:
 
 def test_a_text_that_is_missing_is_a_failed_item() -> None:
     with running(other_server(answered(choice(**GOOD)))) as url:
-        assert ask(OpenAIFM(f"m@{url}"), TextRequest(prompt="p", max_tokens=1))[0].error == "malformed answer"
+        assert ask(OpenAIFM(f"{url}#m"), TextRequest(prompt="p", max_tokens=1))[0].error == "malformed answer"
 
 
 def test_another_model_behind_the_address_ends_the_run() -> None:
     with running(other_server(answered(choice(**GOOD), fingerprint="x:m@2"))) as url:
-        fm = OpenAIFM(f"m@{url}")
+        fm = OpenAIFM(f"{url}#m")
 
         with pytest.raises(FMError, match="no longer x:m@1"):
             ask(fm, label(" a"))
@@ -429,7 +426,7 @@ def test_half_of_the_items_failing_is_mended_by_retrying() -> None:
 
     requests = [label(f" {i}") for i in range(8)]
     with running(build_app(Flaky())) as url:
-        fm = OpenAIFM(f"overlap@{url}")
+        fm = OpenAIFM(f"{url}#overlap")
         once, retried = ask(fm, *requests), ask(Retrying(fm, attempts=4, wait_s=0.0), *requests)
 
     assert [a.error is not None for a in once] == [False, True] * 4
@@ -442,7 +439,7 @@ def test_texts_follow_no_redirect() -> None:
         running(build_app(reached)) as elsewhere,
         running(other_server(RedirectResponse(f"{elsewhere}/completions"))) as url,
     ):
-        assert ask(OpenAIFM(f"m@{url}"), label(" a")) == [FMResponse(error="HTTP 307")]
+        assert ask(OpenAIFM(f"{url}#m"), label(" a")) == [FMResponse(error="HTTP 307")]
 
     assert reached.n_calls == 0
 
@@ -452,7 +449,7 @@ def test_loopback_takes_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
 
     with running(build_app(ScriptedFM())) as url:
-        assert ask(OpenAIFM(f"overlap@{url}"), label(" a"))[0].error is None
+        assert ask(OpenAIFM(f"{url}#overlap"), label(" a"))[0].error is None
 
 
 # ---------------------------------------------------------------- what is never said
@@ -475,7 +472,7 @@ def test_no_text_is_in_errors_or_logs_whatever_the_server_says(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     with running(other_server(answer)) as url:
-        (got,) = ask(OpenAIFM(f"m@{url}"), label(CANARY, prefix=CANARY))
+        (got,) = ask(OpenAIFM(f"{url}#m"), label(CANARY, prefix=CANARY))
 
     out, err = capfd.readouterr()
     assert "canary" not in f"{got}{caplog.text}{out}{err}"
@@ -483,7 +480,7 @@ def test_no_text_is_in_errors_or_logs_whatever_the_server_says(
 
 def test_a_text_that_is_no_utf8_is_a_failed_item(caplog: pytest.LogCaptureFixture) -> None:
     with running(build_app(ScriptedFM())) as url:
-        (got,) = ask(OpenAIFM(f"overlap@{url}"), label(CANARY + "\ud800"))
+        (got,) = ask(OpenAIFM(f"{url}#overlap"), label(CANARY + "\ud800"))
 
     assert got.error is not None
     assert "canary" not in got.error + caplog.text

@@ -310,12 +310,12 @@ def test_the_command_says_when_it_is_ready_and_ends_cleanly(stop: signal.Signals
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
         ready = process.stdout.readline()
-        url = ready.split("@")[-1].split(",")[0]
+        url = ready.split(" as openai:")[1].split("#")[0]
         statuses = [post(url, scored(CANARY), key).status_code for key in ("s3cret", None)]
         process.send_signal(stop)
         out, err = process.communicate(timeout=20)
 
-    assert ready.startswith("serving scripted:overlap@0 as openai:overlap@http://127.0.0.1:")
+    assert ready.startswith("serving scripted:overlap@0 as openai:http://127.0.0.1:")
     assert "with an API key" in ready
     assert "s3cret" not in ready
     assert statuses == [200, 401]

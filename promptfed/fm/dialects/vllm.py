@@ -1,0 +1,121 @@
+"""A vLLM server: exact label log-probabilities by ``logprob_token_ids``, those of several tokens by prompt
+log-probabilities, and soft prompts as ``prompt_embeds`` where the server and this machine can.
+
+Label words are turned into tokens by the server itself (``return_token_ids``), so no tokenizer is needed here. Every
+request carries this model's own random ``cache_salt``: nobody else's requests share its prefix cache, so the time an
+answer takes tells nobody what was asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from promptfed.fm.dialects.base import MALFORMED, TokenUsage, scored, whole_prompt
+from promptfed.fm.dialects.completions import Completion, CompletionsDialect
+from promptfed.fm.embeddings import TokenEmbeddings
+from promptfed.fm.endpoint import Endpoint, UnansweredError
+from promptfed.types import Capability, FMResponse, LabelRequest, SoftPrompt
+
+COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
+MAX_TOKEN_IDS = 128  # that one request may name
+MAX_PROMPTS = 256  # that one request carries, where each label of several tokens makes a prompt of its own
+
+
+class VLLMDialect(CompletionsDialect):
+    """``embeddings`` are of the weights that the server has."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        model: str,
+        fm_id: str,
+        capabilities: frozenset[Capability],
+        *,
+        fingerprint: str | None = None,
+        embeddings: TokenEmbeddings | None = None,
+    ) -> None:
+        super().__init__(endpoint, model, fm_id, capabilities, fingerprint=fingerprint)
+        self._embeddings = embeddings
+        self._salt = secrets.token_urlsafe(32)
+        self._ids: dict[str, tuple[int, ...]] = {}
+
+    async def score(self, requests: list[LabelRequest]) -> list[FMResponse]:
+        labels, soft = requests[0].labels, requests[0].soft
+        if not all(labels):
+            return [FMResponse(error="nothing to score: a label is empty")] * len(requests)
+        ids = await self._token_ids(labels)
+        prompts = [whole_prompt(r) for r in requests]
+        sums: list[list[float | None]] = [[None] * len(labels) for _ in requests]
+        used = [FMResponse()] * len(requests)
+
+        def book(items: Sequence[int], usage: TokenUsage) -> None:
+            for i, share in zip(items, usage.shares(len(items)), strict=True):
+                counts = {name: getattr(used[i], name) + getattr(share, name) for name in COUNTS}
+                used[i] = replace(used[i], **counts)
+
+        async def next_tokens(wanted: list[int]) -> None:
+            completion = await self.complete(
+                self.prompts(prompts, soft)
+                | {"logprobs": 1, "logprob_token_ids": wanted, "return_tokens_as_token_ids": True},
+                len(requests),
+            )
+            for row, choice in zip(sums, completion.choices, strict=True):
+                for k, tokens in enumerate(ids):
+                    if len(tokens) == 1 and tokens[0] in wanted:
+                        row[k] = choice.top.get(f"token_id:{tokens[0]}")
+            book(range(len(requests)), completion.usage)
+
+        async def continued(pairs: list[tuple[int, int]]) -> None:
+            """Labels of several tokens: each behind its prompt, the log-probabilities of its tokens summed."""
+            completion = await self.complete(
+                self.prompts([prompts[i] + labels[k] for i, k in pairs], soft) | {"prompt_logprobs": 0}, len(pairs)
+            )
+            for (i, k), choice in zip(pairs, completion.choices, strict=True):
+                sums[i][k] = _tail_sum(choice.prompt_logprobs or [], ids[k])
+            book([i for i, _ in pairs], completion.usage)
+
+        single = sorted({tokens[0] for tokens in ids if len(tokens) == 1})
+        several = [(i, k) for i in range(len(requests)) for k, tokens in enumerate(ids) if len(tokens) > 1]
+        await asyncio.gather(
+            *(next_tokens(single[at : at + MAX_TOKEN_IDS]) for at in range(0, len(single), MAX_TOKEN_IDS)),
+            *(continued(several[at : at + MAX_PROMPTS]) for at in range(0, len(several), MAX_PROMPTS)),
+        )
+        sizes = [len(tokens) for tokens in ids]
+        return [
+            scored(request, [lp for lp in row if lp is not None], counts, label_tokens=sizes)
+            if None not in row
+            else MALFORMED
+            for request, row, counts in zip(requests, sums, used, strict=True)
+        ]
+
+    async def _token_ids(self, labels: Sequence[str]) -> list[tuple[int, ...]]:
+        """The tokens of each label word, asked of the server once."""
+        unknown = [label for label in dict.fromkeys(labels) if label not in self._ids]
+        if unknown:
+            body = {"prompt": unknown, "add_special_tokens": False, "return_token_ids": True}
+            completion = await self.complete(body, len(unknown))
+            for label, choice in zip(unknown, completion.choices, strict=True):
+                if not choice.prompt_token_ids:
+                    raise UnansweredError(ValueError("the tokens of a label are expected"))
+                self._ids[label] = tuple(choice.prompt_token_ids)
+        return [self._ids[label] for label in labels]
+
+    def prompts(self, prompts: list[str], soft: SoftPrompt | None) -> dict[str, Any]:
+        if soft is None or self._embeddings is None:
+            return super().prompts(prompts, soft)
+        return {"prompt": None, "prompt_embeds": [self._embeddings.encoded(soft, prompt) for prompt in prompts]}
+
+    async def complete(self, fields: dict[str, Any], n: int) -> Completion:
+        return await super().complete({"cache_salt": self._salt, **fields}, n)
+
+
+def _tail_sum(positions: list[dict[str, dict[str, Any]] | None], tokens: tuple[int, ...]) -> float | None:
+    """The log-probability of ``tokens`` at the end of a prompt; None if the prompt does not end in them."""
+    tail = positions[-len(tokens) :]
+    found = [(entry or {}).get(str(token), {}).get("logprob") for entry, token in zip(tail, tokens, strict=False)]
+    numbers = [float(lp) for lp in found if isinstance(lp, int | float)]
+    return sum(numbers) if len(numbers) == len(tokens) else None

@@ -1,0 +1,58 @@
+"""A model's input embeddings, for soft prompts at a server that takes vectors: it takes them for the whole prompt, so
+what follows a soft prompt has to be turned into vectors here, with the tokenizer and the embedding matrix of the very
+weights that the server has."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+from promptfed.errors import ConfigError
+from promptfed.prompts.soft import check_soft
+from promptfed.types import SoftPrompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class TokenEmbeddings:
+    """Tokenizer and input embedding matrix of a Hugging Face model folder; read when first needed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def hidden(self) -> int:
+        """Numbers in a vector."""
+        return int(self._matrix.shape[1])
+
+    def encoded(self, soft: SoftPrompt, prompt: str) -> str:
+        """``soft`` and the embeddings of the prompt's tokens, (soft.n + n_tokens, hidden), as vLLM's ``prompt_embeds``:
+        a tensor as `torch.save` writes it, in base64. Raises `ConfigError` for a soft prompt of another model."""
+        import torch
+
+        ahead = torch.tensor(check_soft(soft, self.hidden), dtype=self._matrix.dtype)
+        tokens = self._tokenizer.encode(prompt, add_special_tokens=False).ids
+        buffer = io.BytesIO()
+        torch.save(torch.cat([ahead, self._matrix[tokens]]), buffer)
+        return base64.b64encode(buffer.getvalue()).decode()
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(str(self._folder / "tokenizer.json"))
+
+    @cached_property
+    def _matrix(self) -> Tensor:
+        from safetensors import safe_open
+
+        with safe_open(self._folder / "model.safetensors", framework="pt") as file:
+            names = [name for name in file.keys() if name.endswith(("embed_tokens.weight", "wte.weight"))]  # noqa: SIM118
+            if len(names) != 1:
+                raise ConfigError(f"{self._folder.name} has no input embeddings that promptfed knows")
+            matrix: Tensor = file.get_tensor(names[0])
+        return matrix

@@ -1,0 +1,204 @@
+"""Finding out what an OpenAI-compatible server is and what it can do, by asking it a few tokens' worth.
+
+In this order: the model card of ``promptfed serve``; vLLM's ``logprob_token_ids``; the most probable tokens of
+``/completions``; those of ``/chat/completions``; an answer that a JSON schema binds; an answer in words. The first that
+works is how labels are scored. Nothing is assumed from a server's name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from promptfed.errors import CapabilityError, ConfigError, FMError, FMUnreachableError, UnknownNameError
+from promptfed.fm.dialects.base import Dialect, parsed
+from promptfed.fm.dialects.chat import ChatDialect, label_schema
+from promptfed.fm.dialects.completions import Completion, CompletionsDialect
+from promptfed.fm.dialects.served import ServedDialect
+from promptfed.fm.dialects.vllm import VLLMDialect
+from promptfed.fm.embeddings import TokenEmbeddings
+from promptfed.fm.endpoint import KEY_VARIABLE, Endpoint, UnansweredError
+from promptfed.fm.weights import find_weights
+from promptfed.prompts.soft import soft_prompt
+from promptfed.prompts.template import content_hash
+from promptfed.types import Capability
+
+CARD_S = 10.0
+# A first answer may wait for a model to be compiled or loaded.
+PROBE_S = 60.0
+SAYS = "The sky is"
+EXACT = frozenset({Capability.TEXT, Capability.LABEL_LOGPROBS})
+
+
+class _Card(BaseModel):
+    """What ``promptfed serve`` says of an embedded model."""
+
+    fm_id: str
+    capabilities: list[str]
+
+
+class _Model(BaseModel):
+    id: str
+    root: str | None = None
+    max_model_len: int | None = None
+    promptfed: _Card | None = None
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
+
+async def find_dialect(endpoint: Endpoint, name: str) -> Dialect:
+    """How the server at ``endpoint`` is asked for model ``name``.
+
+    Raises `ConfigError` for a key that it refuses, `UnknownNameError` for a model that it does not have,
+    `CapabilityError` if it does nothing of the above, `FMUnreachableError` where no server answers.
+    """
+    models = await _models(endpoint, name)
+    found = next((model for model in models or [] if model.id == name), None)
+    if models is not None and found is None:
+        raise UnknownNameError(f"model at {endpoint.url}", name, [model.id for model in models])
+    if found is not None and found.promptfed is not None:
+        known = frozenset(c for c in Capability if c.value in found.promptfed.capabilities)
+        return ServedDialect(endpoint, name, found.promptfed.fm_id, known)
+    return await _completions(endpoint, name, found, models or []) or await _chat(endpoint, name)
+
+
+async def _models(endpoint: Endpoint, name: str) -> list[_Model] | None:
+    """The models that the server lists; None if it keeps no list."""
+    try:
+        models: _Models = parsed(_Models, await endpoint.get("/models", min(endpoint.timeout_s, CARD_S)))
+    except UnansweredError as error:
+        if error.status in (401, 403):
+            said = "refuses this API key" if endpoint.key else "asks for an API key"
+            raise ConfigError(f"{endpoint.url} {said} ({error.kind}); set {KEY_VARIABLE} to the server's") from None
+        if error.status in (404, 405):
+            return None
+        raise FMUnreachableError(
+            f"no OpenAI-compatible server answers at {endpoint.url} ({error.kind}). "
+            f"To start one: promptfed serve {name}"
+        ) from None
+    return models.data
+
+
+async def _completions(endpoint: Endpoint, name: str, found: _Model | None, models: list[_Model]) -> Dialect | None:
+    plain = await _try(endpoint, "/completions", {"model": name, "prompt": [SAYS], "max_tokens": 1, "temperature": 0})
+    if plain is None:
+        return None
+    words = {"model": name, "prompt": [" blue", " not blue"], "max_tokens": 1, "temperature": 0}
+    spelt = await _try(endpoint, "/completions", words | {"add_special_tokens": False, "return_token_ids": True})
+    tokens = [choice.prompt_token_ids for choice in spelt.choices] if spelt else []
+    if len(tokens) == 2 and tokens[0] and tokens[1]:
+        wanted = sorted({tokens[0][0], tokens[1][0]})
+        asked = {"model": name, "prompt": [SAYS], "max_tokens": 1, "temperature": 0, "logprobs": 1}
+        asked |= {"logprob_token_ids": wanted, "return_tokens_as_token_ids": True}
+        exact = await _try(endpoint, "/completions", asked)
+        if exact is not None and all(f"token_id:{t}" in exact.choices[0].top for t in wanted):
+            return await _vllm(endpoint, name, found, models, plain.system_fingerprint)
+    for top in (20, 5):
+        asked = {"model": name, "prompt": [SAYS], "max_tokens": 1, "temperature": 0, "logprobs": top}
+        told = await _try(endpoint, "/completions", asked)
+        if told is not None and len(told.choices[0].top) >= 2:
+            known = frozenset({Capability.TEXT, Capability.TOP_LOGPROBS})
+            print_ = plain.system_fingerprint
+            fm_id = f"completions:{name}@{print_ or 'unknown'}"
+            return CompletionsDialect(endpoint, name, fm_id, known, top=top, fingerprint=print_)
+    return None
+
+
+async def _vllm(
+    endpoint: Endpoint, name: str, found: _Model | None, models: list[_Model], fingerprint: str | None
+) -> Dialect:
+    """A server that has ``logprob_token_ids``. ``promptfed serve`` gives its model the name NAME@DIGEST too."""
+    known = set(EXACT)
+    asked = {"model": name, "prompt": [SAYS], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+    read = await _try(endpoint, "/completions", asked)
+    if read is not None and read.choices[0].prompt_logprobs:
+        known.add(Capability.PROMPT_LOGPROBS)
+    digest = next((m.id.removeprefix(f"{name}@") for m in models if m.id.startswith(f"{name}@")), None)
+    embeddings = await _embeddings(endpoint, name, digest) if digest else None
+    if embeddings is not None:
+        known.add(Capability.PROMPT_EMBEDS)
+    about = [name, found and (found.root, found.max_model_len), fingerprint]
+    fm_id = f"vllm:{name}@{digest or content_hash(about)}"
+    return VLLMDialect(
+        endpoint,
+        name,
+        fm_id,
+        frozenset(known),
+        fingerprint=None if digest else fingerprint,
+        embeddings=embeddings,
+    )
+
+
+async def _embeddings(endpoint: Endpoint, name: str, digest: str) -> TokenEmbeddings | None:
+    """This machine's embeddings, if they are of the server's weights and it takes vectors."""
+    try:
+        folder, own = find_weights(name)
+    except (ConfigError, UnknownNameError):
+        return None
+    if own != digest:
+        return None
+    embeddings = TokenEmbeddings(folder)
+    sent = embeddings.encoded(soft_prompt([[0.0] * embeddings.hidden]), SAYS)
+    asked = {"model": name, "prompt": None, "prompt_embeds": [sent], "max_tokens": 1, "temperature": 0}
+    return embeddings if await _try(endpoint, "/completions", asked) is not None else None
+
+
+async def _chat(endpoint: Endpoint, name: str) -> Dialect:
+    """A server that only chats. Its model's digest is not told, only the provider's fingerprint, where there is one."""
+    messages = [{"role": "user", "content": f"{SAYS} blue. Is it? Answer yes or no."}]
+    for limit in ("max_tokens", "max_completion_tokens"):
+        body = {"model": name, "messages": messages, limit: 16}
+        plain = await _ask_chat(endpoint, body)
+        if plain is not None:
+            break
+    else:
+        raise CapabilityError(
+            f"{name} at {endpoint.url} answers neither /completions nor /chat/completions; is it a model that writes?"
+        )
+    fm_id = f"chat:{name}@{plain.get('system_fingerprint') or plain.get('model') or 'unknown'}"
+    for top in (20, 5):
+        told = await _ask_chat(endpoint, body | {"logprobs": True, "top_logprobs": top})
+        try:
+            n_told = len(told["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) if told else 0
+        except (KeyError, IndexError, TypeError):
+            n_told = 0
+        if n_told >= 2:
+            known = frozenset({Capability.TEXT, Capability.TOP_LOGPROBS})
+            return ChatDialect(endpoint, name, fm_id, known, how="logprobs", top=top, limit=limit)
+    known = frozenset({Capability.TEXT, Capability.LABEL_CHOICE})
+    bound = await _ask_chat(endpoint, body | {limit: 64, "response_format": label_schema(["yes", "no"])})
+    said = str((((bound or {}).get("choices") or [{}])[0].get("message") or {}).get("content"))
+    how = "schema" if "".join(said.split()) in ('{"label":"yes"}', '{"label":"no"}') else "words"
+    return ChatDialect(endpoint, name, fm_id, known, how="schema" if how == "schema" else "words", limit=limit)
+
+
+async def _ask_chat(endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any] | None:
+    """The answer, or None if the server does not know the path or the fields."""
+    said = await _answer(endpoint, "/chat/completions", body)
+    return said if isinstance(said, dict) and said.get("choices") else None
+
+
+async def _try(endpoint: Endpoint, path: str, body: dict[str, Any]) -> Completion | None:
+    """The completion, or None if the server does not know the path or the fields."""
+    said = await _answer(endpoint, path, body)
+    try:
+        completion: Completion = parsed(Completion, said)
+    except UnansweredError:
+        return None
+    return completion if completion.choices else None
+
+
+async def _answer(endpoint: Endpoint, path: str, body: dict[str, Any]) -> Any:
+    try:
+        return await endpoint.post(path, body, max(endpoint.timeout_s, PROBE_S))
+    except UnansweredError as error:
+        if error.status in (401, 403):
+            raise ConfigError(f"{endpoint.url} refuses this API key ({error.kind}); set {KEY_VARIABLE}") from None
+        if error.outage and error.status not in (404, 500, 501):
+            raise FMUnreachableError(f"{endpoint.url} answers /models but not {path} ({error.kind})") from None
+        if error.status is not None and 300 <= error.status < 400:
+            raise FMError(f"{endpoint.url} sends on to another address ({error.kind}): name that one") from None
+        return None
