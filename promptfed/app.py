@@ -27,7 +27,7 @@ from promptfed.fm.decorators import Pooled, Retrying, Routed
 from promptfed.fm.journal import RecordingFM
 from promptfed.folder import begun_folder, check_folder, new_folder
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.template import content_hash
+from promptfed.prompts.template import PromptTemplate, content_hash
 from promptfed.registry import load_fm, load_method
 from promptfed.runs import compare_runs
 from promptfed.strategies.base import Federation
@@ -140,19 +140,20 @@ def estimate(config: Config) -> dict[str, Any]:
     inputs = read_inputs(config)
     texts = [t for d in inputs.clients for t in (*d.train.texts, *d.test.texts)]
     n_tokens = int(np.mean([len(t) for t in texts]) / 4) + PROMPT_TOKENS
-    fm = load_fm(config.fm.scorer)
+    fm = load_fm(config.fm.scorer, prices=config.fm.prices)
     sample = ["word " * max(1, n_tokens - PROMPT_TOKENS)] * 32
-    fm.score_labels("Text: {text}\nLabel:", sample[:4], list(inputs.task.words))
+    requests = PromptTemplate(text="Text: {text}\nLabel:", words=inputs.task.words).requests(sample)
+    run_sync(fm.complete(requests[:4]))
     start = perf_counter()
-    fm.score_labels("Text: {text}\nLabel:", sample, list(inputs.task.words))
+    answers = run_sync(fm.complete(requests))
     per_call = (perf_counter() - start) / len(sample)
+    usd_a_call = sum(a.usd for a in answers) / len(sample)
     phases = {
-        phase: {"fm_calls": n, "tokens": n * n_tokens, "minutes": n * per_call / 60, "usd": 0.0}
+        phase: {"fm_calls": n, "tokens": n * n_tokens, "minutes": n * per_call / 60, "usd": n * usd_a_call}
         for phase, n in _calls_by_phase(config, inputs).items()
     }
-    basis = (
-        f"At {1 / per_call:.0f} calls a second ({fm.fm_id}) and about {n_tokens} tokens a call; "
-        "an embedded FM costs nothing but time."
+    basis = f"At {1 / per_call:.0f} calls a second ({fm.fm_id}) and about {n_tokens} tokens a call; " + (
+        f"prices of {config.fm.prices.name}." if config.fm.prices else "without prices (fm.prices), money is 0."
     )
     return {"phases": phases, "basis": basis}
 
@@ -189,10 +190,13 @@ class Simulation(Conductor):
         method = load_method(config.method.name)
         super().__init__(config, inputs.task, method, folder, listeners)
         self.inputs = inputs
-        scorer = fm or load_fm(config.fm.scorer)
-        proposer = load_fm(config.fm.proposer) if config.fm.proposer else scorer
+        more = {"prices": config.fm.prices, "cache": config.fm.cache}
+        scorer = fm or load_fm(config.fm.scorer, **more)
+        proposer = load_fm(config.fm.proposer, **more) if config.fm.proposer else scorer
         self.fm = scorer if proposer is scorer else Routed(scorer, proposer)
         self.fm_in_process = self.fm.in_process
+        if config.budget.max_usd is not None and config.fm.prices is None and not self.fm_in_process:
+            raise ConfigError("budget.max_usd needs to know what tokens cost: name a file in fm.prices (docs/fm.md)")
         for capability in sorted(method.needs):
             self.fm.require(capability, f"method {method.name!r}")
         self._shared_encoder = encoder or SentenceEncoder(config.encoder.name)

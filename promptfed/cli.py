@@ -1,5 +1,5 @@
 """The command line: ``promptfed run``, ``resume``, ``server``, ``client``, ``keys``, ``eval``, ``predict``, ``report``,
-``compare``, ``doctor``, ``methods``, ``serve``.
+``compare``, ``doctor``, ``methods``, ``serve``, ``cache``.
 
 Exit codes: 0 done, 2 something that the caller can mend, 3 a run that failed. Errors go to stderr without a traceback.
 """
@@ -153,6 +153,8 @@ def client_command(
     ] = False,
     text_column: Annotated[str, typer.Option("--text-column")] = "text",
     label_column: Annotated[str, typer.Option("--label-column")] = "label",
+    prices: Annotated[Path | None, typer.Option("--prices", help="TOML file with what the FM's tokens cost.")] = None,
+    cache: Annotated[Path | None, typer.Option("--cache", help="SQLite file to remember the FM's answers in.")] = None,
 ) -> None:
     """Take part in a federation with texts that stay here. Runs until it is stopped."""
     from promptfed.site import join_federation
@@ -170,7 +172,45 @@ def client_command(
         key=key,
         certificates=certificates,
         insecure=insecure,
+        prices=prices,
+        cache=cache,
     )
+
+
+cache_app = typer.Typer(no_args_is_help=True, help="Look at and empty a file of remembered FM answers (fm.cache).")
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command("stats")
+def cache_stats_command(file: Annotated[Path, typer.Argument(help="The cache.")], as_json: Json = False) -> None:
+    """How many answers of which model it holds, and how large it is."""
+    from dataclasses import asdict
+
+    from promptfed.fm.cache import cache_stats
+
+    stats = cache_stats(file)
+    if as_json:
+        print(json.dumps(asdict(stats)))  # noqa: T201
+        return
+    table = Table("foundation model", "answers", title=f"{file}, {stats.n_bytes / 2**20:.1f} MB")
+    for fm_id, n in stats.answers.items():
+        table.add_row(fm_id, str(n))
+    out_console.print(table)
+
+
+@cache_app.command("purge")
+def cache_purge_command(
+    file: Annotated[Path, typer.Argument(help="The cache.")],
+    fm: Annotated[str | None, typer.Option("--fm", help="Only answers of this model; its id, as in stats.")] = None,
+    days: Annotated[float | None, typer.Option("--older-than", min=0, help="Only answers older than so many days.")] = (
+        None
+    ),
+) -> None:
+    """Remove remembered answers, so that they are gone from the file as well."""
+    from promptfed.fm.cache import purge
+
+    n = purge(file, fm_id=fm, older_than_s=None if days is None else days * 86_400)
+    out_console.print(f"{n} answers removed from {file}", highlight=False)
 
 
 keys_app = typer.Typer(no_args_is_help=True, help="Make keys and certificates for a federation over a network.")
@@ -389,8 +429,8 @@ def serve_command(
 
     if host != "127.0.0.1" or api_key_env or join:
         raise ConfigError(
-            "--host, --api-key-env and --join are for embedded models. vLLM's own key (PROMPTFED_API_KEY) guards only a "
-            "part of its paths, so it listens on this machine alone: put a proxy in front (docs/fm-server.md)"
+            "--host, --api-key-env and --join are for embedded models. vLLM's own key (PROMPTFED_API_KEY) guards only "
+            "a part of its paths, so it listens on this machine alone: put a proxy in front (docs/fm-server.md)"
         )
     interpreter, distribution = find_vllm(python)
     launch = plan(

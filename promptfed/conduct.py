@@ -23,6 +23,7 @@ from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, fit_s
 from promptfed.federation.events import EventLog, Listener
 from promptfed.federation.server import Limits, Server
 from promptfed.files import write_whole
+from promptfed.fm.base import lacking
 from promptfed.ledger import Ledger
 from promptfed.messages import Evaluate, Evaluated, Join, Joined
 from promptfed.prompts.artefact import PromptSet
@@ -30,6 +31,7 @@ from promptfed.prompts.template import PromptTemplate
 from promptfed.report.build import build_report
 from promptfed.strategies.base import Federation, Strategy
 from promptfed.strategies.baselines import Given, manual_prompt, zero_shot_prompt
+from promptfed.types import satisfies
 
 SCHEMA_VERSION = 1
 TUNING = "tuning"
@@ -125,9 +127,10 @@ class Conductor(ABC):
                 told = ", ".join(f"{c}: {kind}" for kind, c in sorted(kinds.items()))
                 raise ConfigError(f"the clients use different {what} ({told}); all have to use the same")
         for c, j in sorted(joined.items()):
-            if missing := sorted(self.method.needs - set(j.capabilities)):
-                wanted = f"method {self.method.name!r} needs {', '.join(missing)} from the FM"
-                raise CapabilityError(f"{wanted}; that of client {c!r}, {j.fm}, does not offer it")
+            for capability in sorted(self.method.needs):
+                if not satisfies(j.capabilities, capability):
+                    whose = f"that of client {c!r}, {j.fm},"
+                    raise CapabilityError(lacking(f"method {self.method.name!r}", capability, whose, j.capabilities))
 
     def compare(self) -> dict[str, Any]:
         """``{arm: comparison}`` of the tuned prompt with every other arm, where per-text results are at hand."""

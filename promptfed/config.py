@@ -56,10 +56,13 @@ class Task(_Section):
 
 
 class FM(_Section):
-    """``[fm]``: the model that scores, and the one that writes (by default the same)."""
+    """``[fm]``: the model that scores, and the one that writes (by default the same); a file with what their tokens
+    cost, and one to remember answers in."""
 
     scorer: str = "embedded:smollm2-135m-instruct"
     proposer: str | None = None
+    prices: Path | None = None
+    cache: Path | None = None
 
 
 class Encoder(_Section):
@@ -287,6 +290,7 @@ def _rebased(config: Config, base: Path) -> Config:
         return None if path is None else (base / path.expanduser()).resolve()
 
     data = config.data.model_copy(update={k: absolute(getattr(config.data, k)) for k in ("train", "test", "public")})
+    fm = config.fm.model_copy(update={k: absolute(getattr(config.fm, k)) for k in ("prices", "cache")})
     clients = tuple(c.model_copy(update={"train": absolute(c.train), "test": absolute(c.test)}) for c in config.clients)
     network = config.network
     if network is not None:
@@ -294,4 +298,4 @@ def _rebased(config: Config, base: Path) -> Config:
         if isinstance(network.clients, dict):
             files["clients"] = {client: absolute(key) for client, key in network.clients.items()}
         network = network.model_copy(update=files)
-    return config.model_copy(update={"data": data, "clients": clients, "network": network})
+    return config.model_copy(update={"data": data, "fm": fm, "clients": clients, "network": network})

@@ -9,9 +9,10 @@ from time import perf_counter
 
 import numpy as np
 
-from promptfed.errors import PromptfedError
+from promptfed.errors import ConfigError, PromptfedError, UnknownNameError
+from promptfed.fm.base import BaseFM
 from promptfed.fm.packed import fast_dtype
-from promptfed.fm.weights import cache_folder
+from promptfed.fm.weights import cache_folder, find_weights
 from promptfed.registry import load_fm
 from promptfed.types import FloatArray
 from retrieval.encoder import SentenceEncoder
@@ -65,7 +66,26 @@ def _fm(address: str) -> str:
     rate = len(SAMPLE) / (perf_counter() - start)
     failed = int(np.ma.getmaskarray(scores).any(axis=1).sum())
     can = ", ".join(sorted(model.capabilities))
-    return f"{model.fm_id}: {can}; {rate:.0f} label calls a second on short texts; {failed} of {len(SAMPLE)} failed"
+    said = f"{model.fm_id}: {can}; {rate:.0f} label calls a second on short texts; {failed} of {len(SAMPLE)} failed"
+    twin = _twin(model.fm_id)
+    if twin is not None:
+        own = twin.score_labels(prompt, SAMPLE, labels)
+        apart = float(np.abs(scores - own).mean())
+        alike = float((scores.argmax(axis=1) == own.argmax(axis=1)).mean())
+        said += f"; against the same weights embedded: {apart:.3f} apart on average, same label on {alike:.0%}"
+    return said
+
+
+def _twin(fm_id: str) -> BaseFM | None:
+    """The embedded engine with the weights of a server's model, if they are on this machine."""
+    kind, _, rest = fm_id.partition(":")
+    name, _, digest = rest.rpartition("@")
+    if kind == "embedded":
+        return None
+    try:
+        return load_fm(f"embedded:{name}") if find_weights(name)[1] == digest else None
+    except (ConfigError, UnknownNameError):
+        return None
 
 
 def _encoder() -> str:

@@ -10,6 +10,7 @@ PromptfedError
     ├── FMError            the foundation model failed
     │   └── FMUnreachableError  it gave no answer at all; the run goes on when it is back
     ├── BudgetError        a call would have passed the budget
+    │   └── SpendingLimitError  it could have cost more money than is left
     ├── QuorumError        too few clients answered a round; the run waits to be resumed
     └── WireError          a message that does not decode to what it should be
 
@@ -71,6 +72,10 @@ class FMUnreachableError(FMError):
 
 class BudgetError(RunError):
     """A call would have passed the budget. It was not made."""
+
+
+class SpendingLimitError(BudgetError):
+    """A call could have cost more money than is left. It was not made."""
 
 
 class QuorumError(RunError):

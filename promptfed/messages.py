@@ -157,7 +157,8 @@ TaskBody = Join | Write | Weigh | Vote | Ask | Score | Newton | Stack | Adopt | 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task(_Message):
     """A task for one client in one round. ``grant`` is how many FM calls it may make, ``limit`` how many the client may
-    have made in all when the task is done: calls of a reply that was lost are known to the client alone.
+    have made in all when the task is done: calls of a reply that was lost are known to the client alone. ``usd`` is the
+    money that it may spend; None: as much as it takes.
 
     ``run`` tells one run from another; ``fleet`` is which memory of the client is meant: tuning, or a baseline.
     """
@@ -168,6 +169,7 @@ class Task(_Message):
     fleet: Name
     grant: Count
     limit: Count
+    usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     body: Annotated[TaskBody, Field(discriminator="kind")]
 
 

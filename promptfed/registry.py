@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from promptfed.errors import ConfigError, UnknownNameError
 from promptfed.fm.base import BaseFM
+from promptfed.fm.cache import CachedFM
+from promptfed.fm.prices import Priced, PriceFile
 from promptfed.strategies.base import Strategy
 
 METHODS = "promptfed.methods"
@@ -25,13 +28,21 @@ def load_method(name: str) -> Strategy:
     return method
 
 
-def load_fm(address: str) -> BaseFM:
-    """A foundation model by address, ``KIND:NAME``, such as ``embedded:smollm2-135m-instruct``."""
+def load_fm(address: str, *, prices: Path | None = None, cache: Path | None = None) -> BaseFM:
+    """A foundation model by address, ``KIND:NAME``, such as ``embedded:smollm2-135m-instruct``.
+
+    ``prices`` is a file with what its tokens cost (`promptfed.fm.prices`), ``cache`` one to remember its answers in
+    (`promptfed.fm.cache`).
+    """
     kind, colon, name = address.partition(":")
     if not colon or not name:
         raise ConfigError(f"an FM is KIND:NAME, such as embedded:smollm2-135m-instruct; got {address!r}")
-    fm: BaseFM = _load(FMS, "FM kind", kind)(name)
-    return fm
+    make = _load(FMS, "FM kind", kind)
+    price = PriceFile.read(prices).of(name.rpartition("#")[2], prices) if prices else None
+    fm: BaseFM = make(name)
+    if price is not None:
+        fm = Priced(fm, price)
+    return CachedFM(fm, cache) if cache is not None else fm
 
 
 def _load(group: str, what: str, name: str) -> Callable[..., Any]:

@@ -29,6 +29,8 @@ def join_federation(
     key: Path | None = None,
     certificates: Path | None = None,
     insecure: bool = False,
+    prices: Path | None = None,
+    cache: Path | None = None,
 ) -> None:
     """Serve ``server``'s runs with the texts of ``train`` and ``test`` until stopped. ``columns``: text and label.
 
@@ -44,7 +46,8 @@ def join_federation(
     training, held_out = rows(train), rows(test)
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder):
-        host = ClientHost(client_id, training, held_out, load_fm(fm), SentenceEncoder(encoder), folder)
+        model = load_fm(fm, prices=prices, cache=cache)
+        host = ClientHost(client_id, training, held_out, model, SentenceEncoder(encoder), folder)
         host.warm_up()
         log.info("%s: %s is ready; connecting to %s", client_id, fm, server)
         asyncio.run(

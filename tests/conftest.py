@@ -19,6 +19,18 @@ class NetworkUsedError(AssertionError):
     """A test tried to leave the machine."""
 
 
+SLOW_SUITES = ("network", "vllm", "nginx")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Suites that start real servers have make targets of their own (``-m network``)."""
+    chosen = str(config.getoption("-m"))
+    left_out = [item for item in items if any(item.get_closest_marker(m) and m not in chosen for m in SLOW_SUITES)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
     """Only loopback and unix sockets connect; only loopback names resolve."""

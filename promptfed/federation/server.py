@@ -78,6 +78,7 @@ class Server:
         self._missed: defaultdict[str, int] = defaultdict(int)  # rounds in a row that it was asked and did not answer
         self._booked: defaultdict[str, int] = defaultdict(int)  # FM calls that a client has told of
         self._owed: defaultdict[str, int] = defaultdict(int)  # granted to it since it last replied
+        self._owed_usd: defaultdict[str, float] = defaultdict(float)  # that it may have spent since then
         self._untold: defaultdict[str, int] = defaultdict(int)  # booked, and in no reply that a method was sent
         self._joiners: dict[str, Join] = {}
         self._welcome: Callable[[str, Joined], None] = lambda _client, _joined: None
@@ -141,6 +142,8 @@ class Server:
         again = {c: n for c, n in round_.again.items() if n <= self._owed[c] and self._missed[c] <= CATCH_UP}
         for client, grant in round_.grants.items():
             self._owed[client] += grant
+        grants = {c: round_.grants.get(c, 0) + again.get(c, 0) for c in {**self._joiners, **round_.tasks}}
+        usd = self._share_money(grants, phase)
         tasks = {
             client: encode(
                 Task(
@@ -148,8 +151,9 @@ class Server:
                     client_id=client,
                     run=self._run,
                     fleet=self._fleet,
-                    grant=round_.grants.get(client, 0) + again.get(client, 0),
+                    grant=grants[client],
                     limit=self._booked[client] + self._owed[client],
+                    usd=usd.get(client),
                     body=body,
                 )
             )
@@ -199,6 +203,17 @@ class Server:
                 self._welcome(client, joined)
         return told
 
+    def _share_money(self, grants: Mapping[str, int], phase: Phase) -> dict[str, float]:
+        """What each client may spend of the money that is left for tuning, by the calls that it was granted."""
+        wanted = sum(grants.values())
+        if phase != "tuning" or self._limits.max_usd is None or not wanted:
+            return {}
+        left = self._limits.max_usd - self._ledger.total(phase).usd - sum(self._owed_usd.values())
+        shares = {client: max(left, 0.0) * grant / wanted for client, grant in grants.items() if grant}
+        for client, share in shares.items():
+            self._owed_usd[client] += share
+        return shares
+
     def _check_quorum(self, round_: Round, failures: Mapping[str, str]) -> None:
         n = len(round_.tasks)
         needed = self._limits.needed(n)
@@ -228,6 +243,7 @@ class Server:
                 self._booked[client] += calls
                 self._untold[client] += calls
                 self._owed[client] = 0
+                self._owed_usd[client] = 0.0
                 spent += calls
         return spent
 

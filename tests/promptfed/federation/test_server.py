@@ -24,8 +24,8 @@ Handler = Callable[[Task], bytes | None]
 class Post:
     """A transport whose clients are plain functions; None is a client that did not answer."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
-        self._handlers = handlers
+    def __init__(self, handlers: dict[str, Handler]) -> None:
+        self.handlers = handlers
         self.sent: list[dict[str, Task]] = []
         self.awaited: list[list[str]] = []
 
@@ -35,7 +35,7 @@ class Post:
         self.awaited.append(sorted(awaited))
         decoded = {client: decode_task(data) for client, data in tasks.items()}
         self.sent.append(decoded)
-        answers = {client: self._handlers[client](task) for client, task in decoded.items()}
+        answers = {client: self.handlers[client](task) for client, task in decoded.items()}
         return {client: data for client, data in answers.items() if data is not None}
 
 
@@ -251,6 +251,23 @@ def test_a_round_that_would_pass_a_limit_is_not_sent(limits: Limits, expected: s
         wait_for(s.drive(rounds({"a": 4}, {"b": 2}), "tuning", 100))
 
     assert len(post.sent) == 1
+
+
+def test_the_money_that_is_left_is_shared_by_calls() -> None:
+    s, post = priced(Limits(max_usd=6.0))
+
+    wait_for(s.drive(rounds({"a": 4}, {"a": 1, "b": 3}, {}), "tuning", 100))  # 4 calls: a dollar
+
+    assert [{client: task.usd for client, task in tasks.items() if task.grant} for tasks in post.sent] == [{"a": 6.0}, {"a": 1.25, "b": 3.75}, {}]
+
+
+def test_what_a_silent_client_may_have_spent_is_not_given_out_again() -> None:
+    s, post = priced(Limits(max_usd=8.0))
+    post.handlers["b"] = lambda _: None
+
+    wait_for(s.drive(rounds({"a": 1, "b": 1}, {"a": 2}), "tuning", 100))
+
+    assert post.sent[1]["a"].usd == 3.75  # 8 less a's quarter less b's half of 8
 
 
 def test_limits_are_for_tuning_only() -> None:
