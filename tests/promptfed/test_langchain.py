@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from langchain_core.caches import InMemoryCache
-from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tracers.context import collect_runs
 from langchain_tests.integration_tests import ChatModelIntegrationTests
@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from promptfed.errors import CapabilityError, ConfigError, DataError, FMError, FMUnreachableError
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
-from promptfed.langchain import FMChatModel, classifier, prompt_template, to_prompt
+from promptfed.langchain import FMChatModel, classifier, prompt_template, transcript
 from promptfed.prompts.artefact import Prediction, PromptSet
 from promptfed.prompts.calibration import Calibration
 from promptfed.prompts.template import PromptTemplate
@@ -62,7 +62,8 @@ def chat(*phrases: str, **fields: Any) -> tuple[FMChatModel, CountingFM]:
 # ---------------------------------------------------------------- LangChain's own suite
 
 
-# Fixtures of pytest plug-ins that langchain-tests brings: they are blocked here, since they disturb other tests.
+# Fixtures of pytest plug-ins that langchain-tests depends on. They are not installed, since they disturb other tests:
+# pytest-socket takes the guard of conftest.py away.
 @pytest.fixture
 def benchmark() -> Callable[[Callable[[], Any]], Any]:
     """Run once; nothing is timed."""
@@ -125,29 +126,39 @@ def test_a_conversation_is_a_transcript_that_the_answer_continues() -> None:
 
     assert fm.requests == [
         TextRequest(
-            prompt="System: Be brief.\n\nUser: Hi.\n\nAssistant: Hello.\n\nUser: How are you?\n\nAssistant:",
+            prompt="System: Be brief.\nUser: Hi.\nAssistant: Hello.\nUser: How are you?\nAssistant:",
             max_tokens=256,
             stop=("#", "\nUser:"),
         )
     ]
 
 
-def test_a_human_message_alone_is_the_prompt_as_it_stands() -> None:
-    model, fm = chat()
+def test_a_raw_model_reads_one_human_message_as_it_stands() -> None:
+    model, fm = chat(raw=True)
 
     model.invoke("Text: {x} User: y\nLabel:")
 
     assert fm.requests == [TextRequest(prompt="Text: {x} User: y\nLabel:", max_tokens=256, stop=())]
 
 
-def test_pieces_of_a_streamed_answer_can_be_part_of_a_conversation() -> None:
-    prompt, _ = to_prompt([HumanMessage("a"), AIMessageChunk(["b", {"type": "text", "text": "c"}]), HumanMessage("d")])
+@pytest.mark.parametrize("messages", [[], [SystemMessage(CANARY)], [HumanMessage(CANARY), HumanMessage(CANARY)]])
+def test_a_raw_model_refuses_a_conversation(messages: list[Any]) -> None:
+    model, fm = chat(raw=True)
 
-    assert prompt == "User: a\n\nAssistant: bc\n\nUser: d\n\nAssistant:"
+    with pytest.raises(ConfigError, match="one human message; got") as raised:
+        model.invoke(messages)
+    assert CANARY not in str(raised.value)
+    assert fm.requests == []
+
+
+def test_pieces_of_a_streamed_answer_can_be_part_of_a_conversation() -> None:
+    messages = [HumanMessage("a"), AIMessageChunk(["b", {"type": "text", "text": "c"}]), HumanMessage("d")]
+
+    assert transcript(messages) == "User: a\nAssistant: bc\nUser: d\nAssistant:"
 
 
 def test_the_fields_of_a_call_go_before_those_of_the_model() -> None:
-    model, fm = chat(max_tokens=5, temperature=0.5, top_p=0.9, seed=1, stop=["a"])
+    model, fm = chat(raw=True, max_tokens=5, temperature=0.5, top_p=0.9, seed=1, stop=["a"])
 
     model.invoke("x")
     model.invoke("x", stop=["b", "c"], max_tokens=6, temperature=0.25, top_p=0.75, seed=2)
@@ -268,22 +279,24 @@ def test_a_streamed_answer_is_the_answer_in_one_piece(streaming: bool) -> None:
     assert piece.content == apiece.content == whole.content == "fine day"
     assert piece.usage_metadata == apiece.usage_metadata == whole.usage_metadata
     assert whole.usage_metadata is not None
-    assert whole.usage_metadata["total_tokens"] == 3 + 2
+    assert whole.usage_metadata["total_tokens"] == 5 + 2  # with User: and Assistant:
     assert len(set(fm.requests)) == 1
 
 
 def test_the_cache_tells_apart_what_changes_an_answer() -> None:
     cache = InMemoryCache()
     model, fm = chat(cache=cache)
-    other, other_fm = chat(cache=cache, temperature=0.5)
+    warmer, warmer_fm = chat(cache=cache, temperature=0.5)
+    raw, raw_fm = chat(cache=cache, raw=True)
 
     model.invoke("x")
     model.invoke("x")
     model.invoke("x", seed=1)
-    other.invoke("x")
+    warmer.invoke("x")
+    raw.invoke("x")
 
     assert [r.seed for r in fm.requests if isinstance(r, TextRequest)] == [0, 1]
-    assert other_fm.n_calls == 1
+    assert warmer_fm.n_calls == raw_fm.n_calls == 1
 
 
 def test_tracers_are_told_the_model_and_its_settings() -> None:
@@ -332,8 +345,8 @@ def test_a_template_fills_the_slot_and_interprets_nothing_else(text: str) -> Non
     assert template.invoke({"text": value}).to_messages() == [HumanMessage(text.replace("{text}", value, 1))]
 
 
-def test_a_tuned_prompt_reads_through_the_chat_model_as_it_was_tuned() -> None:
-    model, fm = chat()
+def test_a_raw_model_is_asked_what_the_prompt_was_tuned_with() -> None:
+    model, fm = chat(raw=True)
     prompt = PromptTemplate(text="Text: {text}\nLabel:", words=("a", "b"))
 
     (prompt_template(prompt) | model).invoke({"text": "x y"})
@@ -439,8 +452,8 @@ def test_the_example_runs_on_the_real_model(
 
     runpy.run_path(str(EXAMPLE), run_name="__main__")
 
-    printed = capsys.readouterr().out
-    assert "Paris" in printed
-    labels = [line.split()[0] for line in printed.splitlines()[1:4]]
-    assert labels == ["positive", "negative", "positive"]
-    assert "'total_tokens': " in printed
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["positive", "negative", "positive"]
+    assert lines[5].strip() == "positive"
+    assert "Paris" in lines[7]
+    assert "'total_tokens': " in lines[8]
