@@ -26,7 +26,8 @@ setup-dev: .venv/setup-dev.done
 	touch $@
 
 .venv/setup-dev.done: .venv/setup.done
-	$(PIP) --editable '.[models,serve,dev]'
+	$(PIP) --editable '.[models,serve,langchain,lm-eval,dev]'
+	$(PIP) --no-deps langchain-tests
 	touch $@
 
 # Flower bounds some versions that the rest goes beyond, so it has an environment and a constraints file of its own.

@@ -71,8 +71,6 @@ class FMChatModel(BaseChatModel, Sampling):
     not reached), and `ConfigError` for messages that are not text, and options of a call that it does not have.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
-
     fm: BaseFM | str
     raw: bool = False
     streaming: bool = False

@@ -33,7 +33,9 @@ class _Line(BaseModel, extra="forbid"):
 def request_key(fm_id: str, request: FMRequest) -> str:
     """SHA-256 of the model and everything that its answer depends on."""
     body = [fm_id, type(request).__name__, dataclasses.astuple(request)]
-    return hashlib.sha256(json.dumps(body, ensure_ascii=False, default=bytes.hex).encode(errors="surrogatepass")).hexdigest()[:32]
+    return hashlib.sha256(
+        json.dumps(body, ensure_ascii=False, default=bytes.hex).encode(errors="surrogatepass")
+    ).hexdigest()[:32]
 
 
 def read_journal(path: Path) -> dict[str, FMResponse]:

@@ -288,6 +288,7 @@ def test_the_cache_tells_apart_what_changes_an_answer() -> None:
     model, fm = chat(cache=cache)
     warmer, warmer_fm = chat(cache=cache, temperature=0.5)
     raw, raw_fm = chat(cache=cache, raw=True)
+    other = FMChatModel(fm=ScriptedFM("other", phrases=("no",)), cache=cache)
 
     model.invoke("x")
     model.invoke("x")
@@ -296,6 +297,7 @@ def test_the_cache_tells_apart_what_changes_an_answer() -> None:
     raw.invoke("x")
 
     assert [r.seed for r in fm.requests if isinstance(r, TextRequest)] == [0, 1]
+    assert other.invoke("x").content == "no"
     assert warmer_fm.n_calls == raw_fm.n_calls == 1
 
 
