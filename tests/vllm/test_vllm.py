@@ -27,6 +27,7 @@ from promptfed.ports import free_port
 from promptfed.prompts.soft import soft_prompt
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
+from tests.deploy.test_nginx import NORTH, proxy
 from tests.support import demo_rows
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -183,6 +184,22 @@ def test_doctor_compares_it_with_the_embedded_engine(served: str) -> None:
 
     assert rows[f"FM {served}"]["ok"]
     assert "against the same weights embedded: 0.0" in rows[f"FM {served}"]["found"]
+
+
+def test_the_proxy_lets_a_client_through_to_it_and_to_nothing_else(
+    served: str, vllm: OpenAIFM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = PROMPT.requests(["I loved every minute.", "Never again."])
+    with proxy(tmp_path, served.removeprefix("openai:").partition("#")[0]) as nginx:
+        monkeypatch.setenv("PROMPTFED_API_KEY", NORTH)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+        through = promptfed.load_fm(f"openai:{nginx.url}/v1#{NAME}")
+
+        assert through.fm_id == vllm.fm_id
+        assert scores(through, requests) == pytest.approx(scores(vllm, requests), abs=0.1)
+        open_at_vllm = [("GET", "/metrics"), ("POST", "/tokenize"), ("POST", "/invocations"), ("GET", "/version")]
+        assert [nginx.ask(*asked, NORTH).status for asked in open_at_vllm] == [404] * 4
+        assert nginx.ask("GET", "/v1/models").status == 401
 
 
 def test_a_whole_federation_runs_against_it(served: str, tmp_path: Path) -> None:

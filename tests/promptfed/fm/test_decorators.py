@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -279,3 +280,28 @@ def test_routed_lets_one_model_write_and_the_other_score_in_the_order_asked() ->
     assert scorer.requests == [score]
     assert writer.batches == [["one", "two"]]
     assert both.capabilities == {Capability.TEXT, Capability.LABEL_LOGPROBS}
+
+
+# ---------------------------------------------------------------- Retry-After
+
+
+def test_retrying_waits_as_long_as_the_model_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    class Busy(EchoFM):
+        async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+            asked_for = iter([7.0, 0.1, None])
+            answers = await super().complete(requests)
+            return [replace(a, retry_after_s=next(asked_for), outage=True) if a.error else a for a in answers]
+
+    monkeypatch.setattr("promptfed.fm.decorators.asyncio.sleep", sleep)
+
+    wait_for(Retrying(Busy(), wait_s=0.5).complete(requests("3")))
+
+    assert waited == [7.0, 7.0, 7.0]
+    waited.clear()
+    wait_for(Retrying(EchoFM(), wait_s=0.5, attempts=4).complete(requests("3")))
+    assert waited == [0.5, 1.0, 2.0]
