@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from dataclasses import replace
 from itertools import product
@@ -11,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from transformers import LlamaForCausalLM
+from tokenizers import Tokenizer, processors
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from promptfed.errors import ConfigError, UnknownNameError
 from promptfed.fm.embedded import BATCH_TOKENS, EmbeddedFM
 from promptfed.fm.weights import cache_folder, file_digest, find_weights
+from promptfed.prompts.soft import soft_prompt
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
 from tests.support import wait_for
 
@@ -48,7 +50,12 @@ def text_of(fm: EmbeddedFM, **fields: object) -> str:
 
 def test_the_id_carries_the_digest_of_the_weights(fm: EmbeddedFM, tiny_llama: Path) -> None:
     assert fm.fm_id == f"embedded:{tiny_llama.name}@{file_digest(tiny_llama / 'model.safetensors')}"
-    assert fm.capabilities == {Capability.TEXT, Capability.LABEL_LOGPROBS, Capability.PROMPT_LOGPROBS}
+    assert fm.capabilities == {
+        Capability.TEXT,
+        Capability.LABEL_LOGPROBS,
+        Capability.PROMPT_LOGPROBS,
+        Capability.PROMPT_EMBEDS,
+    }
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
@@ -124,6 +131,15 @@ def test_absolute_scores_are_sums_over_the_whole_vocabulary(
     assert got.logprobs == pytest.approx(by_hand, abs=0.15 * max(map(len, labels)))
     assert beside.logprobs is not None
     assert np.exp(beside.logprobs).sum() == pytest.approx(1.0)
+
+
+def test_a_label_can_follow_the_prefix_at_once(fm: EmbeddedFM, tiny_llama: Path) -> None:
+    request = replace(label("", prefix="ab", suffix="", labels=("a whole text",)), absolute=True)
+
+    (got,) = answer(fm, request)
+
+    assert got.logprobs == pytest.approx([reference_logp(tiny_llama, "ab", "a whole text")], abs=1.5)
+    assert got.prompt_tokens == 2
 
 
 def test_absolute_scores_of_some_next_tokens_sum_to_less_than_one(fm: EmbeddedFM) -> None:
@@ -204,7 +220,7 @@ def test_a_prompt_that_leaves_no_room_fails_as_a_value(fm: EmbeddedFM, n_prefix:
 
 
 @pytest.mark.parametrize(
-    "request_", [label("", suffix=""), label("text", labels=("x", ""))], ids=["no text", "empty label"]
+    "request_", [label("", prefix="", suffix=""), label("text", labels=("x", ""))], ids=["no text", "empty label"]
 )
 def test_nothing_to_score_is_an_error_as_a_value(fm: EmbeddedFM, request_: LabelRequest) -> None:
     got = answer(fm, request_, label("text"))
@@ -314,3 +330,125 @@ def test_another_copy_of_the_weights_is_the_same_model(fm: EmbeddedFM, tiny_llam
 
     assert other.fm_id == fm.fm_id
     assert answer(other, label("text"))[0].logprobs == answer(fm, label("text"))[0].logprobs
+
+
+# ---------------------------------------------------------------- soft prompts
+
+
+def test_a_soft_prompt_of_a_texts_embeddings_is_that_text(fm: EmbeddedFM) -> None:
+    soft = soft_prompt(fm.token_embeddings("abc "))
+    texts = ("one", "three", "fifteen")
+    as_text = [label(t, prefix="abc de", labels=("x", "yz")) for t in texts]
+    as_soft = [replace(label(t, prefix="de", labels=("x", "yz")), soft=soft) for t in texts]
+
+    got = answer(fm, *as_soft, TextRequest(prompt="de", max_tokens=6, stop=(), soft=soft))
+
+    expected = answer(fm, *as_text, TextRequest(prompt="abc de", max_tokens=6, stop=()))
+    assert got == expected
+
+
+def test_requests_are_grouped_by_their_soft_prompt(fm: EmbeddedFM) -> None:
+    one, other = (soft_prompt(fm.token_embeddings(t)) for t in ("abc", "xyz"))
+    requests = [replace(label("text"), soft=soft) for soft in (one, other, None)]
+
+    together = answer(fm, *requests)
+
+    assert len({a.logprobs for a in together}) == 3
+    assert [answer(fm, r)[0].logprobs for r in requests] == [a.logprobs for a in together]
+    assert [a.prompt_tokens for a in together] == [3 + 2 + 5, 3 + 2 + 5, 2 + 5]
+
+
+def test_a_soft_prompt_of_another_model_is_refused_before_anything_is_computed(fm: EmbeddedFM) -> None:
+    narrow = soft_prompt(np.zeros((2, 8)))
+
+    with pytest.raises(ConfigError, match="belongs to the model"):
+        answer(fm, label("text"), replace(label("text"), soft=narrow))
+
+
+def test_a_soft_prompt_that_fills_the_context_fails_as_a_value(fm: EmbeddedFM) -> None:
+    soft = soft_prompt(np.zeros((CONTEXT, 64)))
+
+    got = answer(fm, replace(label("text"), soft=soft), TextRequest(prompt="p", max_tokens=2, soft=soft), label("text"))
+
+    assert [a.error is not None for a in got] == [True, True, False]
+
+
+# ---------------------------------------------------------------- other tokenizers, other families
+
+
+def test_leading_tokens_of_the_tokenizer_stand_before_the_prefix(
+    fm: EmbeddedFM, tiny_llama: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "leading"
+    shutil.copytree(tiny_llama, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="^ $A", pair="^ $A $B", special_tokens=[("^", tokenizer.token_to_id("^"))]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+    got = answer(EmbeddedFM(str(folder)), label("text"), TextRequest(prompt="p", max_tokens=4, stop=()))
+
+    assert got == answer(fm, label("text", prefix="^ab"), TextRequest(prompt="^p", max_tokens=4, stop=()))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mute"
+    shutil.copytree(tiny_llama, folder)
+    (folder / "tokenizer.json").unlink()
+
+    with pytest.raises(ConfigError, match=r"holds no tokenizer\.json"):
+        EmbeddedFM(str(folder))
+
+
+@pytest.fixture(scope="module")
+def gpt2(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-gpt2")
+    shutil.copy(tiny_llama / "tokenizer.json", folder)
+    torch.manual_seed(4)
+    config = GPT2Config(vocab_size=256, n_positions=CONTEXT, n_embd=32, n_layer=2, n_head=2, initializer_range=0.2)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@torch.inference_mode()
+def gpt2_logp(folder: Path, context: str, continuation: str) -> float:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
+    head, tail = tokenizer.encode(context).ids, tokenizer.encode(continuation).ids
+    logp = model(torch.tensor([head + tail])).logits[0].log_softmax(dim=-1)
+    return float(sum(logp[len(head) - 1 + i, t] for i, t in enumerate(tail)))
+
+
+@pytest.mark.parametrize("prefix", ["ab", ""])
+def test_another_family_is_computed_by_transformers(gpt2: Path, prefix: str) -> None:
+    fm = EmbeddedFM(str(gpt2))
+    texts, labels = ("one", "twelve", "a longer one"), ("x", "yz", "abc", "ay")
+    requests = [replace(label(t, prefix=prefix, labels=labels), absolute=True) for t in texts]
+
+    got = answer(fm, *requests)
+
+    for text, one in zip(texts, got, strict=True):
+        by_hand = [gpt2_logp(gpt2, f"{prefix}{text}.", word) for word in labels]
+        assert one.logprobs == pytest.approx(by_hand, abs=0.3)
+
+
+def test_another_family_takes_soft_prompts_and_writes(gpt2: Path) -> None:
+    fm = EmbeddedFM(str(gpt2))
+    soft = soft_prompt(fm.token_embeddings("abc "))
+
+    got = answer(
+        fm, replace(label("t", prefix="de"), soft=soft), TextRequest(prompt="d", max_tokens=4, stop=(), soft=soft)
+    )
+
+    assert got == answer(fm, label("t", prefix="abc de"), TextRequest(prompt="abc d", max_tokens=4, stop=()))
+
+
+def test_a_folder_that_transformers_does_not_know_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "unknown"
+    shutil.copytree(tiny_llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "nobody", "architectures": ["Nobody"]}))
+
+    with pytest.raises(ConfigError, match="'nobody'"):
+        EmbeddedFM(str(folder))

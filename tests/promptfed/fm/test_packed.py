@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from promptfed.errors import ConfigError
 from promptfed.fm.packed import PackedLlama, Tree
@@ -104,14 +104,32 @@ def test_the_whole_context_can_be_used(packed: PackedLlama, reference: LlamaForC
     assert same(got, expected(reference, [tree], prefix))
 
 
+def test_embeddings_can_stand_for_the_tokens_of_a_prompt(packed: PackedLlama) -> None:
+    trees = [Tree((1, 2), ((3, 4), (5,))), Tree((6,))]
+
+    got = packed.hidden(trees, packed.prefill(packed.embed([7, 8, 9])))
+
+    assert torch.equal(got, packed.hidden(trees, packed.prefill([7, 8, 9])))
+
+
+def test_logits_of_single_tokens_are_those_of_the_whole_vocabulary(packed: PackedLlama) -> None:
+    states = packed.hidden([Tree((1, 2), ((3, 4), (5,)))], [])
+
+    got = packed.logits_of(states, [0, 3, 3], [9, 8, 255])
+
+    assert same(got, packed.logits(states)[[0, 3, 3], [9, 8, 255]])
+
+
 def test_a_prefix_serves_many_batches_unchanged(packed: PackedLlama) -> None:
     shared = packed.prefill([1, 2, 3])
-    before = [(k.clone(), v.clone()) for k, v in shared]
+    before = [[x.clone() for x in layer] for layer in shared]
 
     first = packed.hidden([Tree((4, 5)), Tree((6,))], shared)
     packed.hidden([Tree((9, 9, 9, 9))], shared)
 
-    assert all(torch.equal(k, kk) and torch.equal(v, vv) for (k, v), (kk, vv) in zip(shared, before, strict=True))
+    assert all(
+        torch.equal(x, y) for now, then in zip(shared, before, strict=True) for x, y in zip(now, then, strict=True)
+    )
     assert torch.equal(packed.hidden([Tree((4, 5)), Tree((6,))], shared), first)
 
 
@@ -171,8 +189,8 @@ def changed(folder: Path, target: Path, **changes: object) -> Path:
 
 
 def test_another_family_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Llama-family.*'mistral'"):
-        PackedLlama(changed(tiny_llama, tmp_path, model_type="mistral"))
+    with pytest.raises(ConfigError, match=r"Llama-family.*'gpt2'"):
+        PackedLlama(changed(tiny_llama, tmp_path, model_type="gpt2"))
 
 
 def test_scaled_rotary_embeddings_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
@@ -218,6 +236,29 @@ def test_a_llama_with_biases_is_computed_or_refused_but_never_computed_without_t
         return
 
     assert same(model.hidden([Tree((1,), ((2, 3),))], []), hidden_states(reference, [1, 2, 3]))
+
+
+def test_qwen2_with_its_biases_is_that_of_transformers(tmp_path: Path) -> None:
+    config = Qwen2Config(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+    )
+    torch.manual_seed(2)
+    reference = Qwen2ForCausalLM(config).eval()
+    for name, parameter in reference.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    reference.save_pretrained(tmp_path)
+    trees = [Tree((1, 2), ((3, 4), (5,))), Tree((6,))]
+
+    model = PackedLlama(tmp_path, dtype=torch.float32)
+
+    assert same(model.hidden(trees, model.prefill([7, 8])), expected(reference, trees, [7, 8]))
 
 
 def test_another_activation_is_computed_or_refused(tiny_llama: Path, tmp_path: Path) -> None:
