@@ -1,6 +1,6 @@
 """How near the embedded engine comes to what this machine's matrix products can do.
 
-    python benchmarks/engine.py [--model smollm2-135m-instruct] [--repeats 5] [--threads 2]
+    python benchmarks/engine.py [--model smollm2-135m-instruct] [--repeats 5] [--threads 2] [--server openai:URL#NAME]
 
 Prints JSON. ``rates``: useful GFLOP/s of label scoring on fresh texts of the movies client behind a short and a long
 prompt, the prompt's own computation included, and its share of the bare rate: the same layers' matrix products over
@@ -35,6 +35,7 @@ from promptfed.fm.base import run_sync
 from promptfed.fm.embedded import BATCH_TOKENS, EmbeddedFM
 from promptfed.fm.packed import fast_dtype
 from promptfed.fm.weights import find_weights
+from promptfed.registry import load_fm
 from promptfed.types import FoundationModel, LabelRequest
 
 DEMO = Path(__file__).parent.parent / "examples" / "sentiment5"
@@ -155,13 +156,15 @@ def ask(fm: FoundationModel, asked: Sequence[LabelRequest]) -> float:
     return taken
 
 
-def rates(name: str, repeats: int) -> dict[str, Any]:
-    """Each repeat loads the model anew (not timed), so that no text has been tokenised before."""
+def rates(name: str, repeats: int, server: str | None) -> dict[str, Any]:
+    """Each repeat loads the model anew (not timed), so that no text has been tokenised before and a server's prefix
+    cache begins empty (a new ``cache_salt``)."""
     folder, _ = find_weights(name)
     work = Work(folder)
     movies = [row["text"] for row in demo_rows("train") if row["client"] == "movies"]
     others = [row["text"] for row in demo_rows("train") if row["client"] == "products"]
     bare, bare_flops = bare_products(folder, BATCH_TOKENS, fast_dtype())
+    at_server: dict[str, list[float]] = {kind: [] for kind in PROMPTS}
     bare_s: list[float] = []
     taken: dict[str, list[float]] = {kind: [] for kind in PROMPTS}
     for _ in range(repeats):
@@ -172,6 +175,12 @@ def rates(name: str, repeats: int) -> dict[str, Any]:
             bare_s += [seconds(bare) for _ in range(3)]
             asked = requests(prefix, movies if kind == "short" else [f"{t} " for t in movies])
             taken[kind].append(ask(fm, asked))
+        if server:
+            there = load_fm(server)
+            for kind, prefix in PROMPTS.items():
+                ask(there, requests(prompt(2, number=99), others[:50]))
+                asked = requests(prefix, movies if kind == "short" else [f"{t} " for t in movies])
+                at_server[kind].append(ask(there, asked))
     bare_rate = bare_flops / median(bare_s) / 1e9
     out: dict[str, Any] = {"batch_tokens": BATCH_TOKENS, "bare_gflops": round(bare_rate, 1)}
     out["bare_gflops_range"] = [round(bare_flops / s / 1e9, 1) for s in (max(bare_s), min(bare_s))]
@@ -186,6 +195,10 @@ def rates(name: str, repeats: int) -> dict[str, Any]:
             "share_of_bare": round(useful / bare_rate, 3),
             "seconds": [round(s, 3) for s in taken[kind]],
         }
+        if server:
+            out[kind]["server_seconds"] = [round(s, 3) for s in at_server[kind]]
+            out[kind]["server_calls_a_second"] = round(len(asked) / median(at_server[kind]), 1)
+            out[kind]["times_the_server"] = round(median(at_server[kind]) / median(taken[kind]), 2)
     return out
 
 
@@ -219,6 +232,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--server", help="address of a server of the same model to time too, openai:URL#NAME")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", choices=["rates", "linear", "peak"], help="one part of it")
     parser.add_argument("--peak-of", type=int, nargs=2, metavar=("PROMPTS", "TEXTS"), help=argparse.SUPPRESS)
@@ -236,7 +250,7 @@ def main() -> None:
         }
     }
     if args.only in (None, "rates"):
-        out["rates"] = rates(args.model, args.repeats)
+        out["rates"] = rates(args.model, args.repeats, args.server)
     if args.only in (None, "linear"):
         out["linear"] = linearity(args.model)
     if args.only in (None, "peak"):

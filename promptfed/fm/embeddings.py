@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from promptfed.errors import ConfigError
+from promptfed.fm.weights import weight_files
 from promptfed.prompts.soft import check_soft
 from promptfed.types import SoftPrompt
 
@@ -50,9 +51,10 @@ class TokenEmbeddings:
     def _matrix(self) -> Tensor:
         from safetensors import safe_open
 
-        with safe_open(self._folder / "model.safetensors", framework="pt") as file:
-            names = [name for name in file.keys() if name.endswith(("embed_tokens.weight", "wte.weight"))]  # noqa: SIM118
-            if len(names) != 1:
-                raise ConfigError(f"{self._folder.name} has no input embeddings that promptfed knows")
-            matrix: Tensor = file.get_tensor(names[0])
-        return matrix
+        for shard in weight_files(self._folder):
+            with safe_open(shard, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    if name.endswith(("embed_tokens.weight", "wte.weight")):
+                        matrix: Tensor = file.get_tensor(name)
+                        return matrix
+        raise ConfigError(f"{self._folder.name} has no input embeddings that promptfed knows")

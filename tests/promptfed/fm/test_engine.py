@@ -58,6 +58,22 @@ def test_the_id_carries_the_digest_of_the_weights(fm: EmbeddedFM, tiny_llama: Pa
     }
 
 
+def test_shards_are_one_model(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sharded"
+    shutil.copytree(tiny_llama, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    LlamaForCausalLM.from_pretrained(tiny_llama).save_pretrained(folder, max_shard_size="60KB")
+    shards = sorted(folder.glob("*.safetensors"))
+
+    sharded, whole = EmbeddedFM(str(folder)), EmbeddedFM(str(tiny_llama))
+
+    assert len(shards) > 1
+    assert answer(sharded, label("text")) == answer(whole, label("text"))
+    assert sharded.fm_id != whole.fm_id
+    shards[0].unlink()
+    with pytest.raises(ConfigError, match=shards[0].name):
+        find_weights(str(folder))
+
+
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.safetensors"):
         find_weights(str(tmp_path))
