@@ -33,18 +33,23 @@ _Home = tuple[openai.AsyncOpenAI, asyncio.Semaphore, AsyncGenerator[None]]
 class UnansweredError(Exception):
     """A request without a usable answer. ``kind`` is the HTTP status or the class of what went wrong.
 
-    ``outage``: nothing is said of what was asked (no connection, no answer in time, a refused key, too many requests, a
-    server that fails). ``refused``: the server finds fault with this very request.
+    ``outage``: nothing is said of what was asked (no connection, no answer in time, a refused key, no money left, too
+    many requests, a server that fails, an answer that was cut). ``garbled``: what came is no JSON: it was cut, or is
+    not of such a server. ``refused``: fault is found with this very request.
     """
 
     def __init__(self, error: Exception) -> None:
         self.status = error.status_code if isinstance(error, openai.APIStatusError) else None
         # Never the error's own words, which may quote a text or a key.
         self.kind = f"HTTP {self.status}" if self.status else type(error).__name__
-        self.outage = isinstance(error, openai.APIConnectionError | TimeoutError) or (
-            self.status is not None and (self.status in (401, 403, 404, 408, 429) or self.status >= 500)
+        self.garbled = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+        self.outage = (
+            self.garbled
+            or isinstance(error, openai.APIConnectionError | TimeoutError)
+            or (self.status is not None and (self.status in (401, 402, 403, 404, 408, 409, 429) or self.status >= 500))
         )
-        self.refused = self.status in (400, 413, 422)
+        # A text with half a character (a lone surrogate) does not get as far as the server.
+        self.refused = self.status in (400, 413, 422) or isinstance(error, UnicodeEncodeError)
         self.retry_after_s = _retry_after(error) if isinstance(error, openai.APIStatusError) else None
         super().__init__(self.kind)
 

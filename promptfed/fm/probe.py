@@ -7,13 +7,15 @@ works is how labels are scored. Nothing is assumed from a server's name.
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from promptfed.errors import CapabilityError, ConfigError, FMError, FMUnreachableError, UnknownNameError
 from promptfed.fm.dialects.base import Dialect, parsed
-from promptfed.fm.dialects.chat import ChatDialect, label_schema
+from promptfed.fm.dialects.chat import CHOICE_TOKENS, Chat, ChatDialect, How, in_json, label_schema
 from promptfed.fm.dialects.completions import Completion, CompletionsDialect
 from promptfed.fm.dialects.served import ServedDialect
 from promptfed.fm.dialects.vllm import VLLMDialect
@@ -27,7 +29,10 @@ from promptfed.types import Capability
 CARD_S = 10.0
 # A first answer may wait for a model to be compiled or loaded.
 PROBE_S = 60.0
+# Between tries, unless the server asks for more (Retry-After).
+WAITS_S = (0.5, 1.0)
 SAYS = "The sky is"
+A = TypeVar("A", bound=BaseModel)
 EXACT = frozenset({Capability.TEXT, Capability.LABEL_LOGPROBS})
 
 
@@ -68,11 +73,12 @@ async def find_dialect(endpoint: Endpoint, name: str) -> Dialect:
 async def _models(endpoint: Endpoint, name: str) -> list[_Model] | None:
     """The models that the server lists; None if it keeps no list."""
     try:
-        models: _Models = parsed(_Models, await endpoint.get("/models", min(endpoint.timeout_s, CARD_S)))
+        said = await _patiently(lambda: endpoint.get("/models", min(endpoint.timeout_s, CARD_S)))
+        models: _Models = parsed(_Models, said)
     except UnansweredError as error:
         if error.status in (401, 403):
-            said = "refuses this API key" if endpoint.key else "asks for an API key"
-            raise ConfigError(f"{endpoint.url} {said} ({error.kind}); set {KEY_VARIABLE} to the server's") from None
+            does = "refuses this API key" if endpoint.key else "asks for an API key"
+            raise ConfigError(f"{endpoint.url} {does} ({error.kind}); set {KEY_VARIABLE} to the server's") from None
         if error.status in (404, 405):
             return None
         raise FMUnreachableError(
@@ -83,26 +89,30 @@ async def _models(endpoint: Endpoint, name: str) -> list[_Model] | None:
 
 
 async def _completions(endpoint: Endpoint, name: str, found: _Model | None, models: list[_Model]) -> Dialect | None:
-    plain = await _try(endpoint, "/completions", {"model": name, "prompt": [SAYS], "max_tokens": 1, "temperature": 0})
+    plain = await _try(
+        Completion, endpoint, "/completions", {"model": name, "prompt": [SAYS], "max_tokens": 1, "temperature": 0}
+    )
     if plain is None:
         return None
     words = {"model": name, "prompt": [" blue", " not blue"], "max_tokens": 1, "temperature": 0}
-    spelt = await _try(endpoint, "/completions", words | {"add_special_tokens": False, "return_token_ids": True})
+    spelt = await _try(
+        Completion, endpoint, "/completions", words | {"add_special_tokens": False, "return_token_ids": True}
+    )
     tokens = [choice.prompt_token_ids for choice in spelt.choices] if spelt else []
     if len(tokens) == 2 and tokens[0] and tokens[1]:
         wanted = sorted({tokens[0][0], tokens[1][0]})
         asked = {"model": name, "prompt": [SAYS], "max_tokens": 1, "temperature": 0, "logprobs": 1}
         asked |= {"logprob_token_ids": wanted, "return_tokens_as_token_ids": True}
-        exact = await _try(endpoint, "/completions", asked)
+        exact = await _try(Completion, endpoint, "/completions", asked)
         if exact is not None and all(f"token_id:{t}" in exact.choices[0].top for t in wanted):
             return await _vllm(endpoint, name, found, models, plain.system_fingerprint)
     for top in (20, 5):
         asked = {"model": name, "prompt": [SAYS], "max_tokens": 1, "temperature": 0, "logprobs": top}
-        told = await _try(endpoint, "/completions", asked)
+        told = await _try(Completion, endpoint, "/completions", asked)
         if told is not None and len(told.choices[0].top) >= 2:
             known = frozenset({Capability.TEXT, Capability.TOP_LOGPROBS})
             print_ = plain.system_fingerprint
-            fm_id = f"completions:{name}@{print_ or 'unknown'}"
+            fm_id = f"completions-top{top}:{name}@{print_ or 'unknown'}"
             return CompletionsDialect(endpoint, name, fm_id, known, top=top, fingerprint=print_)
     return None
 
@@ -113,7 +123,7 @@ async def _vllm(
     """A server that has ``logprob_token_ids``. ``promptfed serve`` gives its model the name NAME@DIGEST too."""
     known = set(EXACT)
     asked = {"model": name, "prompt": [SAYS], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-    read = await _try(endpoint, "/completions", asked)
+    read = await _try(Completion, endpoint, "/completions", asked)
     if read is not None and read.choices[0].prompt_logprobs:
         known.add(Capability.PROMPT_LOGPROBS)
     digest = next((m.id.removeprefix(f"{name}@") for m in models if m.id.startswith(f"{name}@")), None)
@@ -143,62 +153,67 @@ async def _embeddings(endpoint: Endpoint, name: str, digest: str) -> TokenEmbedd
     embeddings = TokenEmbeddings(folder)
     sent = embeddings.encoded(soft_prompt([[0.0] * embeddings.hidden]), SAYS)
     asked = {"model": name, "prompt": None, "prompt_embeds": [sent], "max_tokens": 1, "temperature": 0}
-    return embeddings if await _try(endpoint, "/completions", asked) is not None else None
+    return embeddings if await _try(Completion, endpoint, "/completions", asked) is not None else None
 
 
 async def _chat(endpoint: Endpoint, name: str) -> Dialect:
     """A server that only chats. Its model's digest is not told, only the provider's fingerprint, where there is one."""
     messages = [{"role": "user", "content": f"{SAYS} blue. Is it? Answer yes or no."}]
     for limit in ("max_tokens", "max_completion_tokens"):
-        body = {"model": name, "messages": messages, limit: 16}
-        plain = await _ask_chat(endpoint, body)
+        body: dict[str, Any] = {"model": name, "messages": messages, limit: 16}
+        plain = await _try(Chat, endpoint, "/chat/completions", body)
         if plain is not None:
             break
     else:
         raise CapabilityError(
             f"{name} at {endpoint.url} answers neither /completions nor /chat/completions; is it a model that writes?"
         )
-    fm_id = f"chat:{name}@{plain.get('system_fingerprint') or plain.get('model') or 'unknown'}"
+    model = f"{name}@{plain.system_fingerprint or plain.model or 'unknown'}"
     for top in (20, 5):
-        told = await _ask_chat(endpoint, body | {"logprobs": True, "top_logprobs": top})
-        try:
-            n_told = len(told["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) if told else 0
-        except (KeyError, IndexError, TypeError):
-            n_told = 0
-        if n_told >= 2:
+        told = await _try(Chat, endpoint, "/chat/completions", body | {"logprobs": True, "top_logprobs": top})
+        if told is not None and len(told.choices[0].top) >= 2:
             known = frozenset({Capability.TEXT, Capability.TOP_LOGPROBS})
+            fm_id = f"chat-top{top}:{model}"
             return ChatDialect(endpoint, name, fm_id, known, how="logprobs", top=top, limit=limit)
     known = frozenset({Capability.TEXT, Capability.LABEL_CHOICE})
-    bound = await _ask_chat(endpoint, body | {limit: 64, "response_format": label_schema(["yes", "no"])})
-    said = str((((bound or {}).get("choices") or [{}])[0].get("message") or {}).get("content"))
-    how = "schema" if "".join(said.split()) in ('{"label":"yes"}', '{"label":"no"}') else "words"
-    return ChatDialect(endpoint, name, fm_id, known, how="schema" if how == "schema" else "words", limit=limit)
+    labels = ["yes", "no"]
+    asked = body | {limit: CHOICE_TOKENS, "response_format": label_schema(labels)}
+    bound = await _try(Chat, endpoint, "/chat/completions", asked)
+    is_bound = bound is not None and in_json(bound.choices[0].message.content or "", labels) is not None
+    how: How = "schema" if is_bound else "words"
+    return ChatDialect(endpoint, name, f"chat-{how}:{model}", known, how=how, limit=limit)
 
 
-async def _ask_chat(endpoint: Endpoint, body: dict[str, Any]) -> dict[str, Any] | None:
+async def _try(kind: type[A], endpoint: Endpoint, path: str, body: dict[str, Any]) -> A | None:
     """The answer, or None if the server does not know the path or the fields."""
-    said = await _answer(endpoint, "/chat/completions", body)
-    return said if isinstance(said, dict) and said.get("choices") else None
-
-
-async def _try(endpoint: Endpoint, path: str, body: dict[str, Any]) -> Completion | None:
-    """The completion, or None if the server does not know the path or the fields."""
-    said = await _answer(endpoint, path, body)
     try:
-        completion: Completion = parsed(Completion, said)
+        answer: A = parsed(kind, await _answer(endpoint, path, body))
     except UnansweredError:
         return None
-    return completion if completion.choices else None
+    return answer
 
 
 async def _answer(endpoint: Endpoint, path: str, body: dict[str, Any]) -> Any:
+    """What the server answers, or None if it does not know the path or the fields."""
     try:
-        return await endpoint.post(path, body, max(endpoint.timeout_s, PROBE_S))
+        return await _patiently(lambda: endpoint.post(path, body, max(endpoint.timeout_s, PROBE_S)))
     except UnansweredError as error:
         if error.status in (401, 403):
             raise ConfigError(f"{endpoint.url} refuses this API key ({error.kind}); set {KEY_VARIABLE}") from None
-        if error.outage and error.status not in (404, 500, 501):
+        if error.outage and not (error.garbled or error.status in (404, 500, 501)):
             raise FMUnreachableError(f"{endpoint.url} answers /models but not {path} ({error.kind})") from None
         if error.status is not None and 300 <= error.status < 400:
             raise FMError(f"{endpoint.url} sends on to another address ({error.kind}): name that one") from None
         return None
+
+
+async def _patiently(ask: Callable[[], Awaitable[Any]]) -> Any:
+    """Asks again after what may pass: a server that was busy or failed once must not look like one that can do less."""
+    for wait_s in WAITS_S:
+        try:
+            return await ask()
+        except UnansweredError as error:
+            if not (error.garbled or error.status == 429 or (error.status or 0) >= 500):
+                raise
+            await asyncio.sleep(max(wait_s, error.retry_after_s or 0.0))
+    return await ask()

@@ -132,7 +132,8 @@ def among(request: LabelRequest, top: Mapping[str, float], used: FMResponse, *, 
         labels, tokens = [label.strip() for label in labels], [token.strip() for token in tokens]
         if len({label.casefold() for label in labels}) == len(labels):
             labels, tokens = [label.casefold() for label in labels], [token.casefold() for token in tokens]
-    if not top or not all(map(math.isfinite, top.values())):
+    # More than certain is no log-probability; a little more is how numbers are rounded.
+    if not top or not all(-math.inf < logprob < 0.01 for logprob in top.values()):
         return MALFORMED
     found: list[list[float]] = [[] for _ in labels]
     left_over = max(1.0 - math.fsum(map(math.exp, top.values())), 1e-9)

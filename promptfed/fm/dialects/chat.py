@@ -49,10 +49,23 @@ class _Choice(BaseModel):
     message: _Message
     logprobs: _Logprobs | None = None
 
+    @property
+    def top(self) -> dict[str, float]:
+        """The most probable tokens of the first place, with their log-probabilities."""
+        places = (self.logprobs and self.logprobs.content) or []
+        top: dict[str, float] = {}
+        for token in places[0].top_logprobs if places else []:
+            top[token.token] = max(token.logprob, top.get(token.token, -math.inf))
+        return top
 
-class _Chat(BaseModel):
+
+class Chat(BaseModel):
+    """The body of an answer."""
+
     choices: list[_Choice] = Field(min_length=1)
     usage: TokenUsage = Field(default_factory=TokenUsage)
+    model: str | None = None
+    system_fingerprint: str | None = None
 
 
 class ChatDialect(Dialect):
@@ -99,13 +112,9 @@ class ChatDialect(Dialect):
         (used,) = said.usage.shares(1)
         choice = said.choices[0]
         if self._how == "logprobs":
-            places = (choice.logprobs and choice.logprobs.content) or []
-            top: dict[str, float] = {}
-            for token in places[0].top_logprobs if places else []:
-                top[token.token] = max(token.logprob, top.get(token.token, -math.inf))
-            return among(request, top, used, folded=True)
+            return among(request, choice.top, used, folded=True)
         text = choice.message.content or ""
-        chosen = _in_json(text, labels) if self._how == "schema" else _in_words(text, labels)
+        chosen = in_json(text, labels) if self._how == "schema" else _in_words(text, labels)
         if chosen is None:
             return replace(used, error="the answer names no label, or several")
         rest = math.log((1 - CHOSEN) / max(len(labels) - 1, 1))
@@ -119,9 +128,9 @@ class ChatDialect(Dialect):
             return {self._limit: CHOICE_TOKENS}
         return {self._limit: CHOICE_TOKENS, "response_format": label_schema(labels)}
 
-    async def _say(self, messages: list[dict[str, str]], fields: dict[str, Any]) -> _Chat:
+    async def _say(self, messages: list[dict[str, str]], fields: dict[str, Any]) -> Chat:
         body = {"model": self.model, "messages": messages, **fields}
-        chat: _Chat = parsed(_Chat, await self.endpoint.post("/chat/completions", body))
+        chat: Chat = parsed(Chat, await self.endpoint.post("/chat/completions", body))
         return chat
 
 
@@ -136,7 +145,8 @@ def label_schema(labels: Sequence[str]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "label", "strict": True, "schema": schema}}
 
 
-def _in_json(text: str, labels: Sequence[str]) -> int | None:
+def in_json(text: str, labels: Sequence[str]) -> int | None:
+    """The label in an answer to `label_schema`."""
     try:
         said = json.loads(text)
     except ValueError:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from promptfed.errors import FMError
-from promptfed.fm.dialects.base import Dialect, TokenUsage, among, parsed, whole_prompt
+from promptfed.fm.dialects.base import MALFORMED, Dialect, TokenUsage, among, parsed, whole_prompt
 from promptfed.fm.endpoint import Endpoint, UnansweredError
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, SoftPrompt, TextRequest
 
@@ -22,7 +22,7 @@ class _Logprobs(BaseModel):
 class Choice(BaseModel):
     """One answer; fields that only vLLM gives are None elsewhere."""
 
-    text: str = ""
+    text: str | None = None
     logprobs: _Logprobs | None = None
     prompt_token_ids: list[int] | None = None
     prompt_logprobs: list[dict[str, dict[str, Any]] | None] | None = None
@@ -37,7 +37,7 @@ class Choice(BaseModel):
 class Completion(BaseModel):
     """The body of an answer."""
 
-    choices: list[Choice]
+    choices: list[Choice] = Field(min_length=1)
     usage: TokenUsage = Field(default_factory=TokenUsage)
     system_fingerprint: str | None = None
 
@@ -88,7 +88,10 @@ class CompletionsDialect(Dialect):
             len(requests),
         )
         shares = completion.usage.shares(len(requests))
-        return [replace(used, text=c.text) for c, used in zip(completion.choices, shares, strict=True)]
+        return [
+            replace(used, text=choice.text) if choice.text is not None else MALFORMED
+            for choice, used in zip(completion.choices, shares, strict=True)
+        ]
 
     def prompts(self, prompts: list[str], soft: SoftPrompt | None) -> dict[str, Any]:
         """The fields that carry the prompts."""

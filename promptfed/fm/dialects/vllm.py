@@ -9,10 +9,12 @@ answer takes tells nobody what was asked.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from promptfed.fm.dialects.base import MALFORMED, TokenUsage, scored, whole_prompt
 from promptfed.fm.dialects.completions import Completion, CompletionsDialect
@@ -23,6 +25,15 @@ from promptfed.types import Capability, FMResponse, LabelRequest, SoftPrompt
 COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 MAX_TOKEN_IDS = 128  # that one request may name
 MAX_PROMPTS = 256  # that one request carries, where each label of several tokens makes a prompt of its own
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A request that takes several to answer, of which some failed: the log-probability of each label or None, and what
+    they used. They are paid for, so only what is missing is asked when the request comes again."""
+
+    logprobs: list[float | None]
+    used: FMResponse = field(default_factory=FMResponse)
 
 
 class VLLMDialect(CompletionsDialect):
@@ -42,6 +53,8 @@ class VLLMDialect(CompletionsDialect):
         self._embeddings = embeddings
         self._salt = secrets.token_urlsafe(32)
         self._ids: dict[str, tuple[int, ...]] = {}
+        self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+        self._begun: dict[LabelRequest, _Begun] = {}
 
     async def score(self, requests: list[LabelRequest]) -> list[FMResponse]:
         labels, soft = requests[0].labels, requests[0].soft
@@ -49,25 +62,31 @@ class VLLMDialect(CompletionsDialect):
             return [FMResponse(error="nothing to score: a label is empty")] * len(requests)
         ids = await self._token_ids(labels)
         prompts = [whole_prompt(r) for r in requests]
-        sums: list[list[float | None]] = [[None] * len(labels) for _ in requests]
-        used = [FMResponse()] * len(requests)
+        items = [self._begun.setdefault(r, _Begun([None] * len(labels))) for r in requests]
 
-        def book(items: Sequence[int], usage: TokenUsage) -> None:
-            for i, share in zip(items, usage.shares(len(items)), strict=True):
-                counts = {name: getattr(used[i], name) + getattr(share, name) for name in COUNTS}
-                used[i] = replace(used[i], **counts)
+        def enter(i: int, k: int, logprob: float | None) -> None:
+            if logprob is not None and math.isfinite(logprob):
+                items[i].logprobs[k] = logprob
+
+        def book(asked: Sequence[int], usage: TokenUsage) -> None:
+            for i, share in zip(asked, usage.shares(len(asked)), strict=True):
+                counts = {name: getattr(items[i].used, name) + getattr(share, name) for name in COUNTS}
+                items[i].used = replace(items[i].used, **counts)
 
         async def next_tokens(wanted: list[int]) -> None:
+            places = [k for k, tokens in enumerate(ids) if len(tokens) == 1 and tokens[0] in wanted]
+            asked = [i for i, item in enumerate(items) if any(item.logprobs[k] is None for k in places)]
+            if not asked:
+                return
             completion = await self.complete(
-                self.prompts(prompts, soft)
+                self.prompts([prompts[i] for i in asked], soft)
                 | {"logprobs": 1, "logprob_token_ids": wanted, "return_tokens_as_token_ids": True},
-                len(requests),
+                len(asked),
             )
-            for row, choice in zip(sums, completion.choices, strict=True):
-                for k, tokens in enumerate(ids):
-                    if len(tokens) == 1 and tokens[0] in wanted:
-                        row[k] = choice.top.get(f"token_id:{tokens[0]}")
-            book(range(len(requests)), completion.usage)
+            for i, choice in zip(asked, completion.choices, strict=True):
+                for k in places:
+                    enter(i, k, choice.top.get(f"token_id:{ids[k][0]}"))
+            book(asked, completion.usage)
 
         async def continued(pairs: list[tuple[int, int]]) -> None:
             """Labels of several tokens: each behind its prompt, the log-probabilities of its tokens summed."""
@@ -75,33 +94,43 @@ class VLLMDialect(CompletionsDialect):
                 self.prompts([prompts[i] + labels[k] for i, k in pairs], soft) | {"prompt_logprobs": 0}, len(pairs)
             )
             for (i, k), choice in zip(pairs, completion.choices, strict=True):
-                sums[i][k] = _tail_sum(choice.prompt_logprobs or [], ids[k])
+                enter(i, k, _tail_sum(choice.prompt_logprobs or [], ids[k]))
             book([i for i, _ in pairs], completion.usage)
 
         single = sorted({tokens[0] for tokens in ids if len(tokens) == 1})
-        several = [(i, k) for i in range(len(requests)) for k, tokens in enumerate(ids) if len(tokens) > 1]
-        await asyncio.gather(
+        long = [k for k, tokens in enumerate(ids) if len(tokens) > 1]
+        several = [(i, k) for i, item in enumerate(items) for k in long if item.logprobs[k] is None]
+        # All parts are awaited, whichever fails: what comes is paid for.
+        parts = await asyncio.gather(
             *(next_tokens(single[at : at + MAX_TOKEN_IDS]) for at in range(0, len(single), MAX_TOKEN_IDS)),
             *(continued(several[at : at + MAX_PROMPTS]) for at in range(0, len(several), MAX_PROMPTS)),
+            return_exceptions=True,
         )
+        if failed := [part for part in parts if part is not None]:
+            raise failed[0]
         sizes = [len(tokens) for tokens in ids]
-        return [
-            scored(request, [lp for lp in row if lp is not None], counts, label_tokens=sizes)
-            if None not in row
-            else MALFORMED
-            for request, row, counts in zip(requests, sums, used, strict=True)
-        ]
+        answers = []
+        for request, item in zip(requests, items, strict=True):
+            known = [lp for lp in item.logprobs if lp is not None]
+            if len(known) < len(labels):
+                answers.append(MALFORMED)
+            else:
+                self._begun.pop(request, None)
+                answers.append(scored(request, known, item.used, label_tokens=sizes))
+        return answers
 
     async def _token_ids(self, labels: Sequence[str]) -> list[tuple[int, ...]]:
         """The tokens of each label word, asked of the server once."""
-        unknown = [label for label in dict.fromkeys(labels) if label not in self._ids]
-        if unknown:
-            body = {"prompt": unknown, "add_special_tokens": False, "return_token_ids": True}
-            completion = await self.complete(body, len(unknown))
-            for label, choice in zip(unknown, completion.choices, strict=True):
-                if not choice.prompt_token_ids:
-                    raise UnansweredError(ValueError("the tokens of a label are expected"))
-                self._ids[label] = tuple(choice.prompt_token_ids)
+        turn = self._turns.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+        async with turn:
+            unknown = [label for label in dict.fromkeys(labels) if label not in self._ids]
+            if unknown:
+                body = {"prompt": unknown, "add_special_tokens": False, "return_token_ids": True}
+                completion = await self.complete(body, len(unknown))
+                for label, choice in zip(unknown, completion.choices, strict=True):
+                    if not choice.prompt_token_ids:
+                        raise UnansweredError(ValueError("the tokens of a label are expected"))
+                    self._ids[label] = tuple(choice.prompt_token_ids)
         return [self._ids[label] for label in labels]
 
     def prompts(self, prompts: list[str], soft: SoftPrompt | None) -> dict[str, Any]:
