@@ -32,6 +32,7 @@ class Usage:
     cached_tokens: Count = 0
     failed_calls: Count = 0
     truncated_calls: Count = 0
+    censored_calls: Count = 0
     usd: Annotated[float, Field(ge=0)] = 0.0
 
     def add_answer(self, answer: FMResponse) -> None:
@@ -41,6 +42,7 @@ class Usage:
         self.cached_tokens += answer.cached_tokens
         self.failed_calls += answer.error is not None or not all(map(math.isfinite, answer.logprobs or ()))
         self.truncated_calls += answer.truncated
+        self.censored_calls += answer.censored is not None
         self.usd += answer.usd
 
     def add(self, other: Usage) -> None:

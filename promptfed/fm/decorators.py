@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from promptfed.errors import BudgetError, FMUnreachableError, SpendingLimitError
@@ -88,8 +88,9 @@ class Routed(WrappedFM):
 
 
 class Retrying(WrappedFM):
-    """Asks again for items that failed, up to ``attempts`` times in all (``outage_attempts`` where the model was not
-    reached), waiting ``wait_s`` times 1, 2, 4, ..., or as long as the model asked for (Retry-After)."""
+    """Asks again for items that failed: ``attempts`` times in all where the item itself failed, and ``outage_attempts``
+    times where the model was not reached, each counted by itself. Waits ``wait_s`` times 1, 2, 4, ..., or as long as
+    the model asked for (Retry-After)."""
 
     def __init__(self, inner: BaseFM, *, attempts: int = 3, outage_attempts: int = 5, wait_s: float = 0.5) -> None:
         super().__init__(inner)
@@ -97,19 +98,19 @@ class Retrying(WrappedFM):
 
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
         answers = await self._inner.complete(requests)
-        for attempt in range(1, max(self._attempts, self._outage_attempts)):
-            failed = [
-                i
-                for i, answer in enumerate(answers)
-                if answer.error is not None and attempt < (self._outage_attempts if answer.outage else self._attempts)
-            ]
-            if not failed:
-                break
-            asked_for = max(answers[i].retry_after_s or 0.0 for i in failed)
-            await asyncio.sleep(max(self._wait_s * 2 ** (attempt - 1), asked_for))
-            for i, answer in zip(failed, await self._inner.complete([requests[i] for i in failed]), strict=True):
+        failures: Counter[tuple[int, bool]] = Counter()  # of an item: by itself, and in an outage
+        most = {False: self._attempts, True: self._outage_attempts}
+        pending, wait_s = list(range(len(requests))), self._wait_s
+        while True:
+            pending = [i for i in pending if answers[i].error is not None]
+            failures.update((i, answers[i].outage) for i in pending)
+            pending = [i for i in pending if all(failures[i, kind] < n for kind, n in most.items())]
+            if not pending:
+                return answers
+            await asyncio.sleep(max(wait_s, *(answers[i].retry_after_s or 0.0 for i in pending)))
+            wait_s *= 2
+            for i, answer in zip(pending, await self._inner.complete([requests[i] for i in pending]), strict=True):
                 answers[i] = answer
-        return answers
 
 
 class Pooled(WrappedFM):

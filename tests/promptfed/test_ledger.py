@@ -17,14 +17,16 @@ def test_an_answer_by_hand() -> None:
 
     account.add_answer(ANSWER)
     account.add_answer(FMResponse(error="refused", prompt_tokens=3))
+    account.add_answer(FMResponse(logprobs=(-1.0, -0.5), censored=(True, False)))
 
     assert account == Account(
-        fm_calls=2,
+        fm_calls=3,
         prompt_tokens=13,
         completion_tokens=1,
         cached_tokens=4,
         failed_calls=1,
         truncated_calls=1,
+        censored_calls=1,
         usd=0.25,
     )
 

@@ -125,7 +125,7 @@ def among(request: LabelRequest, top: Mapping[str, float], used: FMResponse, *, 
     A token speaks for the label that begins with it, if it is one only. A label without such a token is censored: no
     more is known than that it is at most as probable as the least of them, and as what they leave over. ``folded``
     compares without white space and, if the labels still differ, without regard to capitals, as chat models answer.
-    Fails if no label is among them.
+    With no label among them, all are censored: to ask again would tell no more.
     """
     labels, tokens = list(request.labels), list(top)
     if folded:
@@ -144,7 +144,5 @@ def among(request: LabelRequest, top: Mapping[str, float], used: FMResponse, *, 
             found[meant[0]].append(logprob)
         for k in meant[1:] and meant:
             bound[k] = max(bound[k], logprob)
-    if not any(found):
-        return replace(used, error="none of the labels is among the most probable tokens")
     logprobs = [float(np.logaddexp.reduce(lps)) if lps else b for lps, b in zip(found, bound, strict=True)]
     return scored(request, logprobs, used, censored=[not lps for lps in found])

@@ -282,6 +282,19 @@ def test_routed_lets_one_model_write_and_the_other_score_in_the_order_asked() ->
     assert both.capabilities == {Capability.TEXT, Capability.LABEL_LOGPROBS}
 
 
+def test_outages_do_not_use_up_the_attempts_of_an_item() -> None:
+    class Stormy(EchoFM):
+        async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+            answers = await super().complete(requests)
+            return [replace(a, outage=self.tries["4"] <= 2) if a.error else a for a in answers]
+
+    inner = Stormy()  # two outages, two failures of its own, then an answer
+
+    (answer,) = wait_for(Retrying(inner, attempts=3, outage_attempts=3, wait_s=0).complete(requests("4")))
+
+    assert (answer.text, inner.tries) == ("4", {"4": 5})
+
+
 # ---------------------------------------------------------------- Retry-After
 
 

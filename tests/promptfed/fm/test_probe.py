@@ -63,11 +63,11 @@ def test_a_server_is_what_it_does(mood: Mood, fm_id: str, capabilities: set[Capa
     assert fm.capabilities == capabilities
     assert not fm.in_process
     assert len(app.bodies) <= 6
-    assert all(body.get("max_tokens", body.get("max_completion_tokens")) <= 64 for body in app.bodies)
+    assert all(body.get("max_tokens", 0) + body.get("max_completion_tokens", 0) <= 64 for body in app.bodies)
 
 
 @pytest.mark.parametrize(("mood", "fm_id", "capabilities"), KINDS)
-@pytest.mark.parametrize("kind", ["429", "500", "502", "503", "truncated", "html"])
+@pytest.mark.parametrize("kind", ["429", "500", "truncated"])
 def test_what_goes_wrong_twice_does_not_make_it_another(
     mood: Mood, fm_id: str, capabilities: set[Capability], kind: str
 ) -> None:
@@ -131,7 +131,11 @@ def listed(*cards: dict[str, Any]) -> Callable[[str, dict[str, Any], Any], tuple
 
 
 def test_a_vllm_server_is_known_by_all_that_it_says_of_its_model() -> None:
-    cards = [{"id": NAME}, {"id": NAME, "root": "/models/a"}, {"id": NAME, "root": "/models/a", "max_model_len": 4096}]
+    cards: list[dict[str, Any]] = [
+        {"id": NAME},
+        {"id": NAME, "root": "/models/a"},
+        {"id": NAME, "root": "/models/a", "max_model_len": 4096},
+    ]
 
     ids = {found(Odd("vllm", listed(card))).fm_id for card in cards}
 

@@ -98,7 +98,7 @@ def test_what_is_alike_goes_together_within_the_bounds(prompts: tuple[str, ...],
 def test_a_label_request_and_a_text_request_never_go_together() -> None:
     dialect = Small(Endpoint("http://127.0.0.1:9/v1", timeout_s=1.0), "m", "m@0", frozenset())
 
-    both = [label(" a", " b", text="a"), TextRequest(prompt="a", max_tokens=1)]
+    both: list[FMRequest] = [label(" a", " b", text="a"), TextRequest(prompt="a", max_tokens=1)]
 
     assert list(dialect.groups(both)) == [[0], [1]]
 
@@ -205,12 +205,13 @@ def test_labels_that_differ_by_capitals_alone_are_told_apart_by_them() -> None:
     assert probabilities(answer) == pytest.approx([0.2, 0.5])
 
 
-def test_without_any_label_the_item_fails_and_its_tokens_are_booked() -> None:
+def test_without_any_label_all_are_censored_alike_and_the_tokens_are_booked() -> None:
     answer = among(label(" good", " bad"), logs(_the=0.9, _x=0.05), USED)
 
-    assert answer.logprobs is None
-    assert answer.error == "none of the labels is among the most probable tokens"
-    assert not answer.outage
+    assert answer.error is None
+    assert answer.censored == (True, True)
+    assert answer.logprobs is not None
+    assert answer.logprobs[0] == answer.logprobs[1]
     assert answer.prompt_tokens == 9
 
 

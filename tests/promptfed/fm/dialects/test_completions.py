@@ -92,16 +92,17 @@ def test_a_label_of_several_tokens_is_known_by_its_first(site: Site) -> None:
     assert answer.logprobs == (MODEL.logprob(prompt, " positive"), MODEL.logprob(prompt, " negative"))
 
 
-def test_without_any_label_among_them_the_item_fails_alone(site: Site) -> None:
-    failed, fine = ask(
+def test_without_any_label_among_them_the_item_is_censored_alone(site: Site) -> None:
+    censored, fine = ask(
         site.connect(),
         label(" It was lovely, superb.", " negative", " stale"),
         label(" It was horrid, stale.", " negative", " stale"),
     )
 
-    assert failed.error == "none of the labels is among the most probable tokens"
-    assert not failed.outage
-    assert fine.error is None
+    assert censored.censored == (True, True)
+    assert censored.logprobs is not None
+    assert censored.logprobs[0] == censored.logprobs[1]
+    assert fine.censored is None
 
 
 def test_items_with_the_same_labels_share_a_request_whatever_their_prompts(site: Site) -> None:

@@ -145,8 +145,8 @@ def test_a_soft_prompt_needs_the_weights_here(site: Site) -> None:
 
 
 def test_each_client_has_a_salt_of_its_own_and_keeps_it() -> None:
-    requests = [label("It was", " lovely.", " stale"), TextRequest(prompt="Go on:", max_tokens=4)]
-    salts = []
+    requests: list[FMRequest] = [label("It was", " lovely.", " stale"), TextRequest(prompt="Go on:", max_tokens=4)]
+    salts: list[set[str]] = []
     with Site(Hosted("vllm")) as site:
         for _ in range(2):
             n_before = len(site.app.bodies)
@@ -154,7 +154,7 @@ def test_each_client_has_a_salt_of_its_own_and_keeps_it() -> None:
             for _ in range(2):
                 ask(fm, *requests)
             asked = [body for body in site.app.bodies[n_before:] if body["prompt"] != ["The sky is"]]
-            salts.append({body.get("cache_salt") for body in asked if body["prompt"] != [" blue", " not blue"]})
+            salts.append({str(body.get("cache_salt")) for body in asked if body["prompt"] != [" blue", " not blue"]})
 
     assert [len(mine) for mine in salts] == [1, 1]
     (first,), (second,) = salts
