@@ -215,7 +215,7 @@ def test_an_existing_folder_is_refused_and_only_run_folders_are_replaced(
 def test_a_missing_capability_fails_before_the_first_call(config: dict[str, Any]) -> None:
     text_only = ScriptedFM(capabilities=frozenset({Capability.TEXT}))
 
-    with pytest.raises(CapabilityError, match=r"race.*label_logprobs"):
+    with pytest.raises(CapabilityError, match=r"race.*label_choice.*embedded:NAME"):
         run(config, fm=text_only)
 
 

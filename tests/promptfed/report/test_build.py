@@ -218,13 +218,14 @@ def test_failures_dropped_texts_and_bad_calls_are_shown(folder: Path) -> None:
     def change(summary: dict[str, Any], events: list[dict[str, Any]]) -> None:
         summary["n_dropped_texts"] = 7
         summary["absent"] = ["north", "south"]
-        summary["ledger"]["tuning"] |= {"failed_calls": 1234, "truncated_calls": 56}
+        summary["ledger"]["tuning"] |= {"failed_calls": 1234, "truncated_calls": 56, "censored_calls": 9}
         first = next(e for e in events if e["kind"] == "round" and e["name"] == "score")
         first["failures"] = {CLIENTS[0]: "TimeoutError"}
 
     text = Tags(changed(folder, change)).text
     assert "TimeoutError" in text
     assert "FM calls that failed: 1,234; cut short because the text was too long: 56" in text
+    assert "only a bound of its probability is known: 9" in text
     assert "Texts dropped when the data were read: 7" in text
     assert "Expected, but never joined: north, south." in text
     assert "None: every client" not in text
