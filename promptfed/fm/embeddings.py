@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,15 +33,16 @@ class TokenEmbeddings:
         """Numbers in a vector."""
         return int(self._matrix.shape[1])
 
-    def encoded(self, soft: SoftPrompt, prompt: str) -> str:
-        """``soft`` and the embeddings of the prompt's tokens, (soft.n + n_tokens, hidden), as vLLM's ``prompt_embeds``:
-        a tensor as `torch.save` writes it, in base64. Raises `ConfigError` for a soft prompt of another model."""
+    def encoded(self, soft: SoftPrompt, prompt: str, tokens: Sequence[int] = ()) -> str:
+        """``soft``, the embeddings of the prompt's tokens and those of ``tokens``, (n, hidden), as vLLM's
+        ``prompt_embeds``: a tensor as `torch.save` writes it, in base64. Raises `ConfigError` for a soft prompt of
+        another model."""
         import torch
 
         ahead = torch.tensor(check_soft(soft, self.hidden), dtype=self._matrix.dtype)
-        tokens = self._tokenizer.encode(prompt, add_special_tokens=False).ids
+        read = [*self._tokenizer.encode(prompt, add_special_tokens=False).ids, *tokens]
         buffer = io.BytesIO()
-        torch.save(torch.cat([ahead, self._matrix[tokens]]), buffer)
+        torch.save(torch.cat([ahead, self._matrix[read]]), buffer)
         return base64.b64encode(buffer.getvalue()).decode()
 
     @cached_property

@@ -140,15 +140,17 @@ def test_greedy_text_is_the_same_and_stops(vllm: OpenAIFM, embedded: EmbeddedFM)
 
 
 def test_a_soft_prompt_made_of_a_texts_embeddings_reads_like_the_text(vllm: OpenAIFM, embedded: EmbeddedFM) -> None:
-    said = "Reviews of films. "
+    said = "Reviews of films."
     soft = soft_prompt(embedded.token_embeddings(said))
-    plain = LabelRequest(prefix=said + "Text:", text=" I loved it.", suffix="\nLabel:", labels=(" good", " bad"))
-    vectors = replace(plain, prefix="Text:", soft=soft)
+    plain = LabelRequest(prefix=said + "\nText:", text=" I loved it.", suffix="\nLabel:", labels=(" good", " bad"))
+    vectors = replace(plain, prefix="\nText:", soft=soft)
 
     as_text, as_vectors, here = (scores(fm, [r])[0] for fm, r in ((vllm, plain), (vllm, vectors), (embedded, vectors)))
 
     assert as_vectors == pytest.approx(as_text, abs=0.1)
     assert as_vectors == pytest.approx(here, abs=0.1)
+    longer = replace(vectors, labels=(" very good", " bad"))
+    assert scores(vllm, [longer])[0] == pytest.approx(scores(embedded, [longer])[0], abs=0.1)
 
 
 def test_a_soft_prompt_of_another_width_is_not_sent(vllm: OpenAIFM) -> None:

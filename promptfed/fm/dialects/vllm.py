@@ -16,14 +16,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from promptfed.errors import FMError
 from promptfed.fm.dialects.base import MALFORMED, TokenUsage, scored, whole_prompt
 from promptfed.fm.dialects.completions import Completion, CompletionsDialect
 from promptfed.fm.embeddings import TokenEmbeddings
 from promptfed.fm.endpoint import Endpoint, UnansweredError
-from promptfed.types import Capability, FMResponse, LabelRequest, SoftPrompt
+from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, SoftPrompt
 
 COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 MAX_TOKEN_IDS = 128  # that one request may name
+MAX_SPELT = 16  # texts or labels behind a soft prompt that one request carries
 MAX_PROMPTS = 256  # that one request carries, where each label of several tokens makes a prompt of its own
 
 
@@ -97,13 +99,32 @@ class VLLMDialect(CompletionsDialect):
                 enter(i, k, _tail_sum(choice.prompt_logprobs or [], ids[k]))
             book([i for i, _ in pairs], completion.usage)
 
+        async def spelt(pairs: list[tuple[int, int]]) -> None:
+            """The same behind a soft prompt, of which vLLM tells no prompt log-probabilities: each token of a label
+            behind those before it."""
+            steps = [(i, k, j) for i, k in pairs for j in range(len(ids[k]))]
+            wanted = sorted({ids[k][j] for _, k, j in steps})
+            embedded = [self._embedded(soft, prompts[i], ids[k][:j]) for i, k, j in steps]
+            completion = await self.complete(
+                {"prompt": None, "prompt_embeds": embedded, "logprobs": 1}
+                | {"logprob_token_ids": wanted, "return_tokens_as_token_ids": True},
+                len(steps),
+            )
+            told: dict[tuple[int, int], list[float | None]] = {pair: [] for pair in pairs}
+            for (i, k, j), choice in zip(steps, completion.choices, strict=True):
+                told[i, k].append(choice.top.get(f"token_id:{ids[k][j]}"))
+            for (i, k), logprobs in told.items():
+                enter(i, k, None if None in logprobs else math.fsum(lp for lp in logprobs if lp is not None))
+            book([i for i, _, _ in steps], completion.usage)
+
         single = sorted({tokens[0] for tokens in ids if len(tokens) == 1})
         long = [k for k, tokens in enumerate(ids) if len(tokens) > 1]
         several = [(i, k) for i, item in enumerate(items) for k in long if item.logprobs[k] is None]
         # All parts are awaited, whichever fails: what comes is paid for.
         parts = await asyncio.gather(
             *(next_tokens(single[at : at + MAX_TOKEN_IDS]) for at in range(0, len(single), MAX_TOKEN_IDS)),
-            *(continued(several[at : at + MAX_PROMPTS]) for at in range(0, len(several), MAX_PROMPTS)),
+            *(continued(several[at : at + MAX_PROMPTS]) for at in range(0, 0 if soft else len(several), MAX_PROMPTS)),
+            *(spelt(several[at : at + MAX_SPELT]) for at in range(0, len(several) if soft else 0, MAX_SPELT)),
             return_exceptions=True,
         )
         if failed := [part for part in parts if part is not None]:
@@ -134,9 +155,18 @@ class VLLMDialect(CompletionsDialect):
         return [self._ids[label] for label in labels]
 
     def prompts(self, prompts: list[str], soft: SoftPrompt | None) -> dict[str, Any]:
-        if soft is None or self._embeddings is None:
+        if soft is None:
             return super().prompts(prompts, soft)
-        return {"prompt": None, "prompt_embeds": [self._embeddings.encoded(soft, prompt) for prompt in prompts]}
+        return {"prompt": None, "prompt_embeds": [self._embedded(soft, prompt) for prompt in prompts]}
+
+    def _embedded(self, soft: SoftPrompt | None, prompt: str, tokens: Sequence[int] = ()) -> str:
+        if soft is None or self._embeddings is None:
+            raise FMError(f"{self.fm_id} takes no soft prompts")  # its capabilities say so before
+        return self._embeddings.encoded(soft, prompt, tokens)
+
+    def size(self, request: FMRequest) -> int:
+        # Vectors are a hundred times as long as what they stand for.
+        return super().size(request) if request.soft is None else self.max_characters // MAX_SPELT
 
     async def complete(self, fields: dict[str, Any], n: int) -> Completion:
         return await super().complete({"cache_salt": self._salt, **fields}, n)
