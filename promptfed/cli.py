@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from promptfed.console import SIMULATION, err_console, out_console, print_estimate, show_run, tell
 from promptfed.errors import ConfigError, DataError, PromptfedError
@@ -375,7 +375,7 @@ def doctor_command(
     if as_json:
         print(json.dumps([{"check": n, "ok": ok, "found": found} for n, ok, found in rows]))  # noqa: T201
     else:
-        table = Table("", "check", "found")
+        table = Table("", Column("check", overflow="fold"), Column("found", overflow="fold"))
         for name, ok, found in rows:
             table.add_row("[green]ok[/]" if ok else "[red]no[/]", name, found)
         out_console.print(table)
