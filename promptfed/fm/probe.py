@@ -157,7 +157,8 @@ async def _embeddings(endpoint: Endpoint, name: str, digest: str) -> TokenEmbedd
 
 
 async def _chat(endpoint: Endpoint, name: str) -> Dialect:
-    """A server that only chats. Its model's digest is not told, only the provider's fingerprint, where there is one."""
+    """A server that only chats. It tells no digest, but hosted APIs the dated name of the model that answers: it stands
+    in the id. Their fingerprints change from answer to answer, and would part clients, and a run from its journal."""
     messages = [{"role": "user", "content": f"{SAYS} blue. Is it? Answer yes or no."}]
     for limit in ("max_tokens", "max_completion_tokens"):
         body: dict[str, Any] = {"model": name, "messages": messages, limit: 16}
@@ -168,7 +169,7 @@ async def _chat(endpoint: Endpoint, name: str) -> Dialect:
         raise CapabilityError(
             f"{name} at {endpoint.url} answers neither /completions nor /chat/completions; is it a model that writes?"
         )
-    model = f"{name}@{plain.system_fingerprint or plain.model or 'unknown'}"
+    model = f"{name}@{plain.model or 'unknown'}"
     for top in (20, 5):
         told = await _try(Chat, endpoint, "/chat/completions", body | {"logprobs": True, "top_logprobs": top})
         if told is not None and len(told.choices[0].top) >= 2:

@@ -65,7 +65,6 @@ class Chat(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
     usage: TokenUsage = Field(default_factory=TokenUsage)
     model: str | None = None
-    system_fingerprint: str | None = None
 
 
 class ChatDialect(Dialect):

@@ -20,10 +20,10 @@ EXACT = {TEXT, Capability.LABEL_LOGPROBS, Capability.PROMPT_LOGPROBS}
 KINDS: list[tuple[Mood, str, set[Capability]]] = [
     ("vllm", "vllm:little@", EXACT),
     ("completions", "completions-top5:little@fp-1", {TEXT, TOP}),
-    ("chat", "chat-top20:little@fp-1", {TEXT, TOP}),
-    ("chat-new", "chat-top20:little@fp-1", {TEXT, TOP}),
-    ("schema", "chat-schema:little@fp-1", {TEXT, CHOICE}),
-    ("words", "chat-words:little@fp-1", {TEXT, CHOICE}),
+    ("chat", "chat-top20:little@little", {TEXT, TOP}),
+    ("chat-new", "chat-top20:little@little", {TEXT, TOP}),
+    ("schema", "chat-schema:little@little", {TEXT, CHOICE}),
+    ("words", "chat-words:little@little", {TEXT, CHOICE}),
 ]
 
 
@@ -111,12 +111,15 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(monkeypatch: pytest.
 # ---------------------------------------------------------------- what it is called
 
 
-def without_fingerprint(_path: str, _body: dict[str, Any], answer: Any) -> None:
-    answer.pop("system_fingerprint", None)
+def test_a_chat_is_known_by_the_model_that_its_answers_name() -> None:
+    def dated(_path: str, _body: dict[str, Any], answer: Any) -> None:
+        answer["model"] = "little-2026-11-01"
 
+    def unnamed(_path: str, _body: dict[str, Any], answer: Any) -> None:
+        answer.pop("model", None)
 
-def test_a_chat_without_a_fingerprint_is_known_by_the_model_that_it_names() -> None:
-    assert found(Odd("words", without_fingerprint)).fm_id == "chat-words:little@little"
+    assert found(Odd("words", dated)).fm_id == "chat-words:little@little-2026-11-01"
+    assert found(Odd("words", unnamed)).fm_id == "chat-words:little@unknown"
 
 
 def test_ways_to_score_labels_are_not_the_same_model() -> None:
@@ -176,7 +179,7 @@ def test_a_vllm_server_of_an_old_version_is_asked_as_any_other(field: str) -> No
 def test_a_server_that_keeps_no_list_of_models_is_asked_all_the_same(status: int) -> None:
     fm = found(Odd("chat", lambda path, _body, _answer: (status, {}) if path == "/models" else None))
 
-    assert fm.fm_id == "chat-top20:little@fp-1"
+    assert fm.fm_id == "chat-top20:little@little"
 
 
 def test_a_model_that_is_not_listed_is_refused_with_those_that_are() -> None:
