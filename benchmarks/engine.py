@@ -243,7 +243,7 @@ def main() -> None:
         return
     out: dict[str, Any] = {
         "machine": {
-            "platform": platform.platform(),
+            "platform": f"{platform.system()} {platform.machine()}",
             "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
             "threads": args.threads,
             "torch": torch.__version__,
