@@ -12,8 +12,6 @@ not. ``linear``: seconds of n prompts x m texts. ``peak``: the most memory that 
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import json
 import platform
 import resource
@@ -31,6 +29,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from clients.data import read_rows
 from promptfed.fm.base import run_sync
 from promptfed.fm.embedded import BATCH_TOKENS, EmbeddedFM
 from promptfed.fm.packed import fast_dtype
@@ -56,9 +55,10 @@ EXEMPLARS = (
 )
 
 
-def demo_rows(part: str) -> list[dict[str, str]]:
-    with gzip.open(DEMO / f"{part}.csv.gz", "rt", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+def demo_texts(part: str, client: str | None = None) -> list[str]:
+    """The demo's texts, of one client or of all."""
+    columns = {"client_column": "client", "text_column": "text", "label_column": "label"}
+    return [text for who, text, _ in read_rows(DEMO / f"{part}.csv.gz", **columns) if client in (None, who)]
 
 
 def prompt(n_exemplars: int, number: int = 0) -> str:
@@ -161,43 +161,45 @@ def rates(name: str, repeats: int, server: str | None) -> dict[str, Any]:
     cache begins empty (a new ``cache_salt``)."""
     folder, _ = find_weights(name)
     work = Work(folder)
-    movies = [row["text"] for row in demo_rows("train") if row["client"] == "movies"]
-    others = [row["text"] for row in demo_rows("train") if row["client"] == "products"]
+    movies, others = demo_texts("train", "movies"), demo_texts("train", "products")
+    # A blank at the end makes the texts behind the second prompt new to the tokenizer's memory.
+    asked = {
+        kind: requests(prefix, movies if kind == "short" else [f"{t} " for t in movies])
+        for kind, prefix in PROMPTS.items()
+    }
+    warm_up = requests(prompt(2, number=99), others[:50])
     bare, bare_flops = bare_products(folder, BATCH_TOKENS, fast_dtype())
     at_server: dict[str, list[float]] = {kind: [] for kind in PROMPTS}
     bare_s: list[float] = []
     taken: dict[str, list[float]] = {kind: [] for kind in PROMPTS}
     for _ in range(repeats):
         fm = EmbeddedFM(name)
-        for kind, prefix in PROMPTS.items():
-            ask(fm, requests(prompt(2, number=99), others[:50]))
+        for kind in PROMPTS:
+            ask(fm, warm_up)
             bare()
             bare_s += [seconds(bare) for _ in range(3)]
-            asked = requests(prefix, movies if kind == "short" else [f"{t} " for t in movies])
-            taken[kind].append(ask(fm, asked))
+            taken[kind].append(ask(fm, asked[kind]))
         if server:
             there = load_fm(server)
-            for kind, prefix in PROMPTS.items():
-                ask(there, requests(prompt(2, number=99), others[:50]))
-                asked = requests(prefix, movies if kind == "short" else [f"{t} " for t in movies])
-                at_server[kind].append(ask(there, asked))
+            for kind in PROMPTS:
+                ask(there, warm_up)
+                at_server[kind].append(ask(there, asked[kind]))
     bare_rate = bare_flops / median(bare_s) / 1e9
     out: dict[str, Any] = {"batch_tokens": BATCH_TOKENS, "bare_gflops": round(bare_rate, 1)}
     out["bare_gflops_range"] = [round(bare_flops / s / 1e9, 1) for s in (max(bare_s), min(bare_s))]
     for kind, prefix in PROMPTS.items():
-        asked = requests(prefix, movies if kind == "short" else [f"{t} " for t in movies])
-        useful = work.of(asked) / median(taken[kind]) / 1e9
+        useful = work.of(asked[kind]) / median(taken[kind]) / 1e9
         out[kind] = {
             "prompt_tokens": work.tokens(prefix),
-            "tokens_a_text": round(sum(work.tokens(r.text + r.suffix) for r in asked) / len(asked), 1),
-            "calls_a_second": round(len(asked) / median(taken[kind]), 1),
+            "tokens_a_text": round(sum(work.tokens(r.text + r.suffix) for r in asked[kind]) / len(movies), 1),
+            "calls_a_second": round(len(movies) / median(taken[kind]), 1),
             "useful_gflops": round(useful, 1),
             "share_of_bare": round(useful / bare_rate, 3),
             "seconds": [round(s, 3) for s in taken[kind]],
         }
         if server:
             out[kind]["server_seconds"] = [round(s, 3) for s in at_server[kind]]
-            out[kind]["server_calls_a_second"] = round(len(asked) / median(at_server[kind]), 1)
+            out[kind]["server_calls_a_second"] = round(len(movies) / median(at_server[kind]), 1)
             out[kind]["times_the_server"] = round(median(at_server[kind]) / median(taken[kind]), 2)
     return out
 
@@ -206,7 +208,7 @@ def linearity(name: str) -> list[dict[str, Any]]:
     """Milliseconds a call of n prompts x m texts, and a useful GFLOP, since not all texts are of one length: constant
     where the engine is linear in n * m."""
     fm, work = EmbeddedFM(name), Work(find_weights(name)[0])
-    texts = [row["text"] for row in demo_rows("train")]
+    texts = demo_texts("train")
     ask(fm, requests(prompt(2, number=99), texts[:50]))
     rows = []
     for n_prompts, n_texts in ((1, 50), (4, 50), (16, 50), (1, 200), (4, 200), (1, 800)):
@@ -221,7 +223,7 @@ def linearity(name: str) -> list[dict[str, Any]]:
 
 def peak(name: str, n_prompts: int, n_texts: int) -> None:
     """Score, then print the most memory that this process took, in MB."""
-    texts = [row["text"] for part in ("train", "test") for row in demo_rows(part)]
+    texts = [*demo_texts("train"), *demo_texts("test")]
     texts = [*texts, *texts][:n_texts]
     fm = EmbeddedFM(name)
     ask(fm, [r for p in range(n_prompts) for r in requests(prompt(1, p), texts)])

@@ -65,13 +65,7 @@ def main() -> None:
 
 def _labels(tuned: PromptSet, per_prompt: list[Any]) -> list[int]:
     """What the set predicts from scores that are there."""
-
-    class Scored:
-        def score_labels(self, prompt: Any, _: Any) -> Any:
-            return per_prompt[tuned.prompts.index(prompt)]
-
-    predicted = tuned.predict([""] * len(per_prompt[0]), fm=Scored())
-    return [tuned.labels.index(p.label) if p.label is not None else -1 for p in predicted]
+    return [tuned.labels.index(p.label) if p.label is not None else -1 for p in tuned.predict_from(per_prompt)]
 
 
 def _compared(a: list[Any], b: list[Any], said_a: np.ndarray, said_b: np.ndarray) -> dict[str, Any]:

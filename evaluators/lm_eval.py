@@ -23,7 +23,7 @@ from promptfed.errors import ConfigError, DataError, FMError, UnknownNameError
 from promptfed.fm.base import BaseFM, run_sync
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration
-from promptfed.registry import load_fm
+from promptfed.registry import model_of
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
 
 try:
@@ -55,7 +55,7 @@ class PromptfedLM(LM):  # type: ignore[misc]
         super().__init__()
         if rolling_window < 2:
             raise ConfigError(f"rolling_window is {rolling_window} characters; expected 2 or more")
-        self._fm = _load(fm)
+        self._fm = model_of(fm)
         self._end_of_text = end_of_text
         self._window = rolling_window
 
@@ -174,7 +174,7 @@ class PromptSetLM(LM):  # type: ignore[misc]
     def __init__(self, prompt_set: PromptSet, fm: BaseFM | str, *, calibration: Calibration | None = None) -> None:
         super().__init__()
         self._prompt_set = prompt_set
-        self._fm = _load(fm)
+        self._fm = model_of(fm)
         self._calibration = calibration
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
@@ -245,10 +245,6 @@ def _check_task(name: str, task: Any) -> None:
         strays += not all(t in choices or t in range(len(choices)) for t in targets)
     if strays:
         raise DataError(f"{strays} rows of {name} have a target that is not among their choices")
-
-
-def _load(fm: BaseFM | str) -> BaseFM:
-    return load_fm(fm) if isinstance(fm, str) else fm
 
 
 def _ask(fm: BaseFM, requests: Sequence[FMRequest]) -> list[FMResponse]:

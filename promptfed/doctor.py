@@ -83,7 +83,7 @@ def _twin(fm_id: str) -> BaseFM | None:
     if kind == "embedded":
         return None
     try:
-        return load_fm(f"embedded:{name}") if find_weights(name)[1] == digest else None
+        return load_fm(f"embedded:{name}") if find_weights(name, fetch=False)[1] == digest else None
     except (ConfigError, UnknownNameError):
         return None
 

@@ -13,10 +13,8 @@ LangChain hands texts and answers to the callbacks of a call. Where LangSmith tr
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from promptfed.errors import ConfigError, FMError, FMUnreachableError
@@ -25,7 +23,7 @@ from promptfed.fm.completions import model_name
 from promptfed.prompts.artefact import Prediction, PromptSet
 from promptfed.prompts.calibration import Calibration
 from promptfed.prompts.template import SLOT, PromptTemplate
-from promptfed.registry import load_fm
+from promptfed.registry import model_of
 from promptfed.types import Capability, FMResponse, TextRequest
 
 try:
@@ -78,7 +76,7 @@ class FMChatModel(BaseChatModel, Sampling):
 
     def model_post_init(self, context: Any, /) -> None:
         super().model_post_init(context)
-        self._fm = _loaded(self.fm)
+        self._fm = model_of(self.fm)
         self._fm.require(Capability.TEXT, "FMChatModel")
 
     @property
@@ -209,7 +207,7 @@ def classifier(
     FM call a text and prompt, and ``batch`` asks for all of them at once. A text that the FM failed on has ``label``
     None, as in `PromptSet.predict`. Raises `CapabilityError` for a model that can't score labels.
     """
-    model = _loaded(fm)
+    model = model_of(fm)
     model.require(Capability.LABEL_CHOICE, "classifier")
     return _Classifier(prompt_set, model, calibration)
 
@@ -258,22 +256,8 @@ class _Classifier(Runnable[str, Prediction]):
     async def _apredict(self, texts: list[str]) -> list[Exception | Prediction]:
         prompts, n = self._prompt_set.prompts, len(texts)
         answers = await self._fm.complete([request for prompt in prompts for request in prompt.requests(texts)])
-        scores = {prompt: prompt.label_scores(answers[j * n : (j + 1) * n]) for j, prompt in enumerate(prompts)}
-        return [*self._prompt_set.predict(texts, fm=_Scored(scores), calibration=self._calibration)]
-
-
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    """Hands out scores that are there already: a batch of all prompts is asked for at once, not prompt by prompt."""
-
-    scores: Mapping[PromptTemplate, np.ma.MaskedArray[Any, Any]]
-
-    def score_labels(self, prompt: PromptTemplate, texts: Sequence[str]) -> np.ma.MaskedArray[Any, Any]:  # noqa: ARG002
-        return self.scores[prompt]
-
-
-def _loaded(fm: BaseFM | str) -> BaseFM:
-    return load_fm(fm) if isinstance(fm, str) else fm
+        scores = [prompt.label_scores(answers[j * n : (j + 1) * n]) for j, prompt in enumerate(prompts)]
+        return [*self._prompt_set.predict_from(scores, self._calibration)]
 
 
 def _whole(result: ChatResult) -> ChatGenerationChunk:

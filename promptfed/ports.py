@@ -1,7 +1,8 @@
-"""Ports of this machine."""
+"""Ports and addresses of this machine."""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 
@@ -11,3 +12,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

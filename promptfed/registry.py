@@ -45,6 +45,11 @@ def load_fm(address: str, *, prices: Path | None = None, cache: Path | None = No
     return CachedFM(fm, cache) if cache is not None else fm
 
 
+def model_of(fm: BaseFM | str) -> BaseFM:
+    """A foundation model, or the one at an address."""
+    return load_fm(fm) if isinstance(fm, str) else fm
+
+
 def _load(group: str, what: str, name: str) -> Callable[..., Any]:
     found = [e for e in entry_points(group=group) if e.name == name]
     if not found:

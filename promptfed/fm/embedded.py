@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from tokenizers import Tokenizer
 
 from promptfed.errors import ConfigError
 from promptfed.fm.base import BaseFM
-from promptfed.fm.generic import GenericLM
 from promptfed.fm.packed import PackedLlama, Tree, reason_against
 from promptfed.fm.weights import find_weights
 from promptfed.prompts.soft import check_soft
@@ -39,6 +38,9 @@ VOCABULARY_ROWS = 64
 MAX_TOKENS = 2048
 # Tokens that sampling looks at: the nucleus of a peaked distribution is far smaller.
 NUCLEUS_LIMIT = 256
+
+if TYPE_CHECKING:
+    from promptfed.fm.generic import GenericLM
 
 Tokens = tuple[int, ...]
 
@@ -76,12 +78,19 @@ class EmbeddedFM(BaseFM):
         folder, digest = find_weights(name)
         self._name = f"embedded:{name.rsplit('/', 1)[-1]}@{digest}"
         self._config = json.loads((folder / "config.json").read_text())
-        self._model = GenericLM(folder) if reason_against(self._config) else PackedLlama(folder)
+        self._model = self._load(folder)
         self._tokenizer = _tokenizer(folder)
         self._max_tokens = min(MAX_TOKENS, self._model.context)
         self._lock = threading.Lock()
         self._encode = lru_cache(maxsize=50_000)(self._encode_uncached)
         self._pool = _one_thread_each(1 if torch.cuda.is_available() else torch.get_num_threads())
+
+    def _load(self, folder: Path) -> PackedLlama | GenericLM:
+        if not reason_against(self._config):
+            return PackedLlama(folder)
+        from promptfed.fm.generic import GenericLM  # brings transformers: a second that most starts need not take
+
+        return GenericLM(folder)
 
     @property
     def fm_id(self) -> str:

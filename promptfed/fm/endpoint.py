@@ -19,6 +19,7 @@ import httpx2
 import openai
 
 from promptfed.errors import ConfigError
+from promptfed.ports import is_loopback
 
 # Not OPENAI_API_KEY: a key for one provider must not go to whatever address a configuration names.
 KEY_VARIABLE = "PROMPTFED_API_KEY"
@@ -101,7 +102,7 @@ class Endpoint:
                 http_client=openai.DefaultAsyncHttpxClient(
                     verify=self._tls,
                     follow_redirects=False,  # texts go to the address that was given, or nowhere
-                    trust_env=not (host.startswith("127.") or host in ("localhost", "::1")),  # nor to a proxy
+                    trust_env=not is_loopback(host),  # nor to a proxy
                 ),
             )
             closing = self._close_at_end(loop, client)

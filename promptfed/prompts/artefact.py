@@ -64,7 +64,13 @@ class PromptSet:
 
         Costs one FM call a text and prompt. A text that the FM failed on has ``label`` None.
         """
-        masked = np.ma.stack([fm.score_labels(p, texts) for p in self.prompts], axis=1)
+        return self.predict_from([fm.score_labels(p, texts) for p in self.prompts], calibration)
+
+    def predict_from(
+        self, scores: Sequence[np.ma.MaskedArray[Any, Any]], calibration: Calibration | None = None
+    ) -> list[Prediction]:
+        """`predict` where the label scores (n, n_labels) of each prompt are there already."""
+        masked = np.ma.stack(scores, axis=1)
         used = calibration or Calibration(weights=self.weights, bias=self.bias)
         if len(used.weights) != len(self.prompts) or len(used.bias) != len(self.labels):
             raise DataError(f"the calibration is for {len(used.weights)} prompts, the set has {len(self.prompts)}")

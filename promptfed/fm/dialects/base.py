@@ -7,14 +7,15 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from promptfed.fm.endpoint import Endpoint, UnansweredError
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest
 
+M = TypeVar("M", bound=BaseModel)
 MALFORMED = FMResponse(error="malformed answer")
 
 
@@ -91,10 +92,10 @@ def whole_prompt(request: FMRequest) -> str:
     return request.prefix + request.text + request.suffix if isinstance(request, LabelRequest) else request.prompt
 
 
-def parsed(adapter: TypeAdapter[Any] | type[BaseModel], body: Any) -> Any:
+def parsed(kind: type[M], body: Any) -> M:
     """``body`` checked against a model. Raises `UnansweredError` if it is something else."""
     try:
-        return adapter.validate_python(body) if isinstance(adapter, TypeAdapter) else adapter.model_validate(body)
+        return kind.model_validate(body)
     except ValidationError as error:
         raise UnansweredError(error) from None
 

@@ -129,8 +129,7 @@ class ChatDialect(Dialect):
 
     async def _say(self, messages: list[dict[str, str]], fields: dict[str, Any]) -> Chat:
         body = {"model": self.model, "messages": messages, **fields}
-        chat: Chat = parsed(Chat, await self.endpoint.post("/chat/completions", body))
-        return chat
+        return parsed(Chat, await self.endpoint.post("/chat/completions", body))
 
 
 def label_schema(labels: Sequence[str]) -> dict[str, Any]:

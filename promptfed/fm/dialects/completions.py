@@ -33,6 +33,10 @@ class Choice(BaseModel):
         tops = self.logprobs.top_logprobs if self.logprobs else []
         return (tops[0] if tops else None) or {}
 
+    def logprob_of(self, token: int) -> float | None:
+        """Of a token in the first place, by its number (``return_tokens_as_token_ids``)."""
+        return self.top.get(f"token_id:{token}")
+
 
 class Completion(BaseModel):
     """The body of an answer."""
@@ -102,7 +106,7 @@ class CompletionsDialect(Dialect):
     async def complete(self, fields: dict[str, Any], n: int) -> Completion:
         """Ask for ``n`` answers: of one token and greedy, unless ``fields`` say otherwise."""
         body = {"model": self.model, "max_tokens": 1, "temperature": 0, **fields}
-        completion: Completion = parsed(Completion, await self.endpoint.post("/completions", body))
+        completion = parsed(Completion, await self.endpoint.post("/completions", body))
         if len(completion.choices) != n:
             raise UnansweredError(ValueError("an answer an item is expected"))
         if self._fingerprint is not None and completion.system_fingerprint != self._fingerprint:

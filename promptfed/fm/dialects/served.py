@@ -45,7 +45,7 @@ class ServedDialect(Dialect):
 
     async def ask(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
         body = {"model": self.model, **_parts(requests)}
-        completion: _Completion = parsed(_Completion, await self.endpoint.post("/completions", body))
+        completion = parsed(_Completion, await self.endpoint.post("/completions", body))
         if len(completion.choices) != len(requests):
             raise UnansweredError(ValueError("an answer an item is expected"))
         if completion.system_fingerprint != self.fm_id:

@@ -23,6 +23,8 @@ from promptfed.fm.embeddings import TokenEmbeddings
 from promptfed.fm.endpoint import Endpoint, UnansweredError
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, SoftPrompt
 
+# Asks how the server turns a prompt into tokens.
+SPELT: dict[str, Any] = {"add_special_tokens": False, "return_token_ids": True}
 COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 MAX_TOKEN_IDS = 128  # that one request may name
 MAX_SPELT = 16  # texts or labels behind a soft prompt that one request carries
@@ -81,19 +83,17 @@ class VLLMDialect(CompletionsDialect):
             if not asked:
                 return
             completion = await self.complete(
-                self.prompts([prompts[i] for i in asked], soft)
-                | {"logprobs": 1, "logprob_token_ids": wanted, "return_tokens_as_token_ids": True},
-                len(asked),
+                self.prompts([prompts[i] for i in asked], soft) | naming(wanted), len(asked)
             )
             for i, choice in zip(asked, completion.choices, strict=True):
                 for k in places:
-                    enter(i, k, choice.top.get(f"token_id:{ids[k][0]}"))
+                    enter(i, k, choice.logprob_of(ids[k][0]))
             book(asked, completion.usage)
 
         async def continued(pairs: list[tuple[int, int]]) -> None:
             """Labels of several tokens: each behind its prompt, the log-probabilities of its tokens summed."""
             completion = await self.complete(
-                self.prompts([prompts[i] + labels[k] for i, k in pairs], soft) | {"prompt_logprobs": 0}, len(pairs)
+                self.prompts([prompts[i] + labels[k] for i, k in pairs], None) | {"prompt_logprobs": 0}, len(pairs)
             )
             for (i, k), choice in zip(pairs, completion.choices, strict=True):
                 enter(i, k, _tail_sum(choice.prompt_logprobs or [], ids[k]))
@@ -105,26 +105,22 @@ class VLLMDialect(CompletionsDialect):
             steps = [(i, k, j) for i, k in pairs for j in range(len(ids[k]))]
             wanted = sorted({ids[k][j] for _, k, j in steps})
             embedded = [self._embedded(soft, prompts[i], ids[k][:j]) for i, k, j in steps]
-            completion = await self.complete(
-                {"prompt": None, "prompt_embeds": embedded, "logprobs": 1}
-                | {"logprob_token_ids": wanted, "return_tokens_as_token_ids": True},
-                len(steps),
-            )
+            completion = await self.complete({"prompt": None, "prompt_embeds": embedded} | naming(wanted), len(steps))
             told: dict[tuple[int, int], list[float | None]] = {pair: [] for pair in pairs}
             for (i, k, j), choice in zip(steps, completion.choices, strict=True):
-                told[i, k].append(choice.top.get(f"token_id:{ids[k][j]}"))
+                told[i, k].append(choice.logprob_of(ids[k][j]))
             for (i, k), logprobs in told.items():
                 enter(i, k, None if None in logprobs else math.fsum(lp for lp in logprobs if lp is not None))
             book([i for i, _, _ in steps], completion.usage)
 
         single = sorted({tokens[0] for tokens in ids if len(tokens) == 1})
         long = [k for k, tokens in enumerate(ids) if len(tokens) > 1]
+        behind, most = (spelt, MAX_SPELT) if soft else (continued, MAX_PROMPTS)
         several = [(i, k) for i, item in enumerate(items) for k in long if item.logprobs[k] is None]
         # All parts are awaited, whichever fails: what comes is paid for.
         parts = await asyncio.gather(
             *(next_tokens(single[at : at + MAX_TOKEN_IDS]) for at in range(0, len(single), MAX_TOKEN_IDS)),
-            *(continued(several[at : at + MAX_PROMPTS]) for at in range(0, 0 if soft else len(several), MAX_PROMPTS)),
-            *(spelt(several[at : at + MAX_SPELT]) for at in range(0, len(several) if soft else 0, MAX_SPELT)),
+            *(behind(several[at : at + most]) for at in range(0, len(several), most)),
             return_exceptions=True,
         )
         if failed := [part for part in parts if part is not None]:
@@ -146,8 +142,7 @@ class VLLMDialect(CompletionsDialect):
         async with turn:
             unknown = [label for label in dict.fromkeys(labels) if label not in self._ids]
             if unknown:
-                body = {"prompt": unknown, "add_special_tokens": False, "return_token_ids": True}
-                completion = await self.complete(body, len(unknown))
+                completion = await self.complete({"prompt": unknown, **SPELT}, len(unknown))
                 for label, choice in zip(unknown, completion.choices, strict=True):
                     if not choice.prompt_token_ids:
                         raise UnansweredError(ValueError("the tokens of a label are expected"))
@@ -170,6 +165,11 @@ class VLLMDialect(CompletionsDialect):
 
     async def complete(self, fields: dict[str, Any], n: int) -> Completion:
         return await super().complete({"cache_salt": self._salt, **fields}, n)
+
+
+def naming(tokens: Sequence[int]) -> dict[str, Any]:
+    """Asks for the log-probabilities of these tokens (`Choice.logprob_of`)."""
+    return {"logprobs": 1, "logprob_token_ids": list(tokens), "return_tokens_as_token_ids": True}
 
 
 def _tail_sum(positions: list[dict[str, dict[str, Any]] | None], tokens: tuple[int, ...]) -> float | None:

@@ -96,6 +96,24 @@ def test_a_hub_that_does_not_answer_is_a_config_error(monkeypatch: pytest.Monkey
         find_weights("some/model")
 
 
+@pytest.mark.parametrize("fetch", [True, False])
+def test_weights_that_are_only_looked_for_are_not_fetched(
+    monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, fetch: bool
+) -> None:
+    import huggingface_hub
+
+    asked: list[object] = []
+
+    def hub(name: str, *, local_files_only: bool, **_: object) -> str:
+        asked.append((name, local_files_only))
+        return str(tiny_llama)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+
+    assert find_weights("some/model", fetch=fetch)[0] == tiny_llama
+    assert asked == [("some/model", not fetch)]
+
+
 def test_the_cache_folder_can_be_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PROMPTFED_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,17 @@ def expected(model: LlamaForCausalLM, trees: Sequence[Tree], prefix: Tokens) -> 
         start = len(prefix) + len(tree.body)
         states += [hidden_states(model, [*prefix, *tree.body, *branch])[start:] for branch in tree.branches]
     return torch.cat(states)
+
+
+def with_biases(kind: Any, config: Any, folder: Path, seed: int) -> Any:
+    """A random model of transformers with random biases, saved in ``folder`` too."""
+    torch.manual_seed(seed)
+    model = kind(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(folder)
+    return model
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -223,12 +235,7 @@ def test_a_llama_with_biases_is_computed_or_refused_but_never_computed_without_t
         max_position_embeddings=16,
         **{bias: True},
     )
-    torch.manual_seed(1)
-    reference = LlamaForCausalLM(config).eval()
-    for name, parameter in reference.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter)
-    reference.save_pretrained(tmp_path)
+    reference = with_biases(LlamaForCausalLM, config, tmp_path, seed=1)
 
     try:
         model = PackedLlama(tmp_path, dtype=torch.float32)
@@ -248,12 +255,7 @@ def test_qwen2_with_its_biases_is_that_of_transformers(tmp_path: Path) -> None:
         num_key_value_heads=2,
         max_position_embeddings=32,
     )
-    torch.manual_seed(2)
-    reference = Qwen2ForCausalLM(config).eval()
-    for name, parameter in reference.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(parameter)
-    reference.save_pretrained(tmp_path)
+    reference = with_biases(Qwen2ForCausalLM, config, tmp_path, seed=2)
     trees = [Tree((1, 2), ((3, 4), (5,))), Tree((6,))]
 
     model = PackedLlama(tmp_path, dtype=torch.float32)
