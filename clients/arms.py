@@ -23,6 +23,7 @@ ARMS = {
     "fm": "the tuned set of prompts, calibrated by each client",
     "fm_pooled": "the tuned set with the pooled calibration: what a new client without labels gets",
     "fm_single": "the best prompt alone, calibrated by each client",
+    "fm_single_pooled": "the best prompt alone, with the pooled calibration",
     "fm_dm": "the tuned set and the client's domain model, weighed together",
     "dm_local": "the client's domain model alone",
     "dm_fedavg": "one linear head, averaged over the clients (FedAvg)",
@@ -32,7 +33,13 @@ ARMS = {
     "local_only": "each client tunes alone, with its share of the calls",
     "centralised": "all texts in one place, the same calls, calibrated by each client",
 }
+POOLED = frozenset({"fm_pooled", "fm_single_pooled"})
 RAW = frozenset({"zero_shot", "manual_few_shot"})
+
+
+def kind_of(arm: str) -> str:
+    """``fm_pooled@500`` is ``fm_pooled`` as it was after 500 FM calls."""
+    return arm.partition("@")[0]
 
 
 class Arms:
@@ -50,9 +57,12 @@ class Arms:
         self._encoder, self._domain_model = encoder, domain_model
         self._test = ScoreStore(data.test, n_labels)
 
-    def calibrate(self, prompt: PromptSet) -> Calibration:
-        """The client's own bias and weights, held to the pooled ones shifted to its label proportions."""
-        scores, labels, _ = self._train.get(prompt.prompts)
+    def calibrate(self, prompt: PromptSet, stop: int | None = None) -> Calibration:
+        """The client's own bias and weights, held to the pooled ones shifted to its label proportions.
+
+        ``stop``: on its texts [0, stop) only.
+        """
+        scores, labels, _ = self._train.get(prompt.prompts, stop)
         pooled = Calibration(weights=prompt.weights, bias=prompt.bias)
         return fit(scores, labels, towards=pooled.shifted(self._train.log_prior))
 
@@ -88,7 +98,7 @@ class Arms:
 
     async def predict(self, task: Evaluate, fm: BaseFM) -> tuple[FloatArray, float]:
         """Probabilities (n_test, K) of ``task.arm`` and the FM calls that one prediction takes."""
-        if task.arm not in ARMS:
+        if kind_of(task.arm) not in ARMS:
             raise UnknownNameError("arm", task.arm, ARMS)
         if task.arm == "dm_local":
             return self._domain_model().predict_proba(self._data.test.texts), 0.0
@@ -103,7 +113,7 @@ class Arms:
         calls = float(len(prompt.prompts))
         if task.arm in RAW:
             return np.exp(scores[:, 0]), calls
-        if task.arm == "fm_pooled":
+        if kind_of(task.arm) in POOLED:
             return Calibration(weights=prompt.weights, bias=prompt.bias).predict_proba(scores), calls
         if task.arm == "fm_dm":
             if len(task.stack) != 2:
@@ -112,4 +122,4 @@ class Arms:
             fm_weight, dm_weight = task.stack
             logits = fm_weight * self.calibrate(prompt).logits(scores) + dm_weight * self._domain_logits(domain)
             return np.asarray(softmax(logits, axis=1)), calls
-        return self.calibrate(prompt).predict_proba(scores), calls
+        return self.calibrate(prompt, task.stop).predict_proba(scores), calls

@@ -20,6 +20,7 @@ from clients.data import ClientData, client_rng
 from clients.domain import LinearDomainModel, LinearHead
 from clients.history import TaskHistory
 from clients.scores import ScoreStore
+from clients.tasks import METHOD_TASKS
 from evaluators.metrics import with_errors
 from promptfed.errors import BudgetError, WireError
 from promptfed.files import write_whole
@@ -84,13 +85,13 @@ class Client:
         self.data, self.labels = data, labels
         self.folder = folder
         self._meter = Metered(Reached(fm))
-        self._fm = Budgeted(self._meter)
+        self.fm = Budgeted(self._meter)
         self._history = TaskHistory(folder / f"{history}.msgpack" if folder is not None else None)
         self._restored = not self._history.tasks
         self._n_calls = sum(decode_reply(known).usage.fm_calls for known in self._history.replies)
         self._seed = seed
-        self._encoder = encoder
-        self._public_encoder = public_encoder or encoder
+        self.encoder = encoder
+        self.public_encoder = public_encoder or encoder
         self.scores = ScoreStore(data.train, len(labels))
         self._domain: LinearDomainModel | None = None
         self.arms = Arms(data, self.scores, len(labels), encoder, self.domain_model)
@@ -102,7 +103,7 @@ class Client:
     def domain_model(self) -> LinearDomainModel:
         """The domain model, fitted on all training texts when it is first needed."""
         if self._domain is None:
-            model = LinearDomainModel(self._encoder, len(self.labels))
+            model = LinearDomainModel(self.encoder, len(self.labels))
             self._domain = model.fit(self.data.train.texts, self._targets())
         return self._domain
 
@@ -112,21 +113,21 @@ class Client:
 
         def reply(body: ReplyBody) -> bytes:
             # What was granted and is gone counts as called, whether or not the model answered.
-            usage = replace(self._meter.usage, fm_calls=granted - self._fm.grant)
+            usage = replace(self._meter.usage, fm_calls=granted - self.fm.grant)
             before, self._n_calls = self._n_calls, self._n_calls + usage.fm_calls
             return encode(Reply(round=number, client_id=self.client_id, usage=usage, calls_before=before, body=body))
 
         try:
             await self.restore()
-            self._meter.usage, self._fm.grant = Usage(), 0
+            self._meter.usage, self.fm.grant = Usage(), 0
             message = decode_task(task)
             number = message.round
             if message.client_id != self.client_id:
                 raise WireError(f"a task for {message.client_id!r} reached {self.client_id!r}")
             if (known := self._history.reply_to(task)) is not None:
                 return known
-            self._fm.usd = message.usd
-            granted = self._fm.grant = min(message.grant, max(message.limit - self._n_calls, 0))
+            self.fm.usd = message.usd
+            granted = self.fm.grant = min(message.grant, max(message.limit - self._n_calls, 0))
             done = reply(await self._do(message))
             self._history.add(task, done)
             return done
@@ -140,31 +141,32 @@ class Client:
         self._restored = True
         try:
             for task, replied in zip(map(decode_task, self._history.tasks), self._history.replies, strict=True):
-                self._fm.grant = decode_reply(replied).usage.fm_calls
-                caught_up = isinstance(task.body, Score) and self._fm.grant > 0
+                self.fm.grant = decode_reply(replied).usage.fm_calls
+                caught_up = isinstance(task.body, Score) and self.fm.grant > 0
                 if caught_up or isinstance(task.body, Ask | Vote | FitHead | Evaluate):
                     await self._do(task)
         finally:
-            self._fm.grant = 0
+            self.fm.grant = 0
 
     async def _do(self, task: Task) -> ReplyBody:
         match task.body:
             case Join():
                 present = sorted(set(self.data.train.labels.tolist()))
                 return Joined(
-                    fm=self._fm.fm_id,
-                    encoder=self._encoder.encoder_id,
-                    capabilities=tuple(sorted(self._fm.capabilities)),
+                    fm=self.fm.fm_id,
+                    encoder=self.encoder.encoder_id,
+                    capabilities=tuple(sorted(self.fm.capabilities)),
                     n_train=len(self.data.train),
                     n_test=len(self.data.test),
                     labels=tuple(self.labels[k] for k in present),
                     n_dropped=self.data.n_dropped,
+                    soft_space=self.fm.soft_space,
                 )
             case Write():
-                answers = await self._fm.complete(task.body.requests)
+                answers = await self.fm.complete(task.body.requests)
                 return Written(texts=tuple(answer.text or "" for answer in answers))
             case Weigh():
-                answers = await self._fm.complete(task.body.requests)
+                answers = await self.fm.complete(task.body.requests)
                 return Weighed(
                     logprobs=tuple(answer.logprobs or () for answer in answers),
                     n_tokens=tuple(answer.label_tokens or () for answer in answers),
@@ -172,14 +174,14 @@ class Client:
             case Vote():
                 return self._vote(task.body)
             case Ask():
-                await self.scores.ask(self._fm, task.body.prompts, task.body.stop or 0)
+                await self.scores.ask(self.fm, task.body.prompts, task.body.stop or 0)
                 scores, _, _ = self.scores.get(task.body.prompts, task.body.stop)
                 total, squares = moments(scores)
                 return MomentSums(n=len(scores), total=_flat(total), squares=_flat(squares))
             case Score():
                 if task.grant:
                     with suppress(BudgetError):  # spent on a task that failed
-                        await self.scores.ask(self._fm, task.body.prompts, task.body.stop)
+                        await self.scores.ask(self.fm, task.body.prompts, task.body.stop)
                 return self._score(task.body)
             case Newton():
                 if task.body.words:
@@ -196,9 +198,11 @@ class Client:
                 return self._fit_head(task.body)
             case Evaluate():
                 return await self._evaluate(task.body)
+            case _:
+                return await METHOD_TASKS[type(task.body)](self, task.body)
 
     def _vote(self, task: Vote) -> Votes:
-        proba = self.domain_model().head.predict_proba(self._public_encoder.encode(task.texts))
+        proba = self.domain_model().head.predict_proba(self.public_encoder.encode(task.texts))
         return Votes(n_labels=proba.shape[1], shares=np.rint(proba * 255).astype(np.uint8).tobytes())
 
     def _score(self, task: Score) -> Scored:
@@ -238,12 +242,12 @@ class Client:
 
     def _fit_head(self, task: FitHead) -> Head:
         start = np.array(task.head) if task.head else None
-        x = self._encoder.encode(self.data.train.texts)
+        x = self.encoder.encode(self.data.train.texts)
         head = LinearHead(len(self.labels), start).fit(x, self._targets(), max_iter=HEAD_ITERATIONS)
         return Head(n=len(x), weights=_flat(head.flat if head.flat is not None else np.zeros(0)))
 
     async def _evaluate(self, task: Evaluate) -> Evaluated:
-        proba, calls = await self.arms.predict(task, self._fm)
+        proba, calls = await self.arms.predict(task, self.fm)
         labels = self.data.test.labels
         values, errors = with_errors(proba, labels, client_rng(self._seed, self.client_id, 7))
         if self.folder is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from clients.client import Client
 from clients.data import ClientData, Labelled, Rows, assemble, read_rows
 from clients.partition import dirichlet
-from promptfed.conduct import MANUAL_CALIBRATION_TEXTS, Conductor, Result, TaskText, silent, task_text
+from promptfed.conduct import MANUAL_CALIBRATION_TEXTS, Conductor, Result, TaskText, task_text, unread
 from promptfed.config import Config, load_config
 from promptfed.errors import ConfigError, DataError
 from promptfed.federation.checkpoint import Checkpoint
@@ -187,7 +187,7 @@ class Simulation(Conductor):
         fm: BaseFM | None = None,
         encoder: Encoder | None = None,
     ) -> None:
-        method = load_method(config.method.name)
+        method = load_method(config.method.name, config.method.options)
         super().__init__(config, inputs.task, method, folder, listeners)
         self.inputs = inputs
         more = {"prices": config.fm.prices, "cache": config.fm.cache}
@@ -230,7 +230,7 @@ class Simulation(Conductor):
         pooled, rows = _pool([d for d in self.inputs.clients if d.client_id in federation.clients])
         centre = self._clients([pooled], "centralised-tuning")
         server, restore = self._open("centralised-tuning", centre)
-        central = replace(federation, clients={pooled.client_id: len(pooled.train)}, log=silent)
+        central = unread(federation, clients={pooled.client_id: len(pooled.train)})
         prompt = await self.tune(server, self.method, central, "baselines")
         await restore()
         clients = self._clients(self.inputs.clients, "centralised")

@@ -11,14 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
 from clients.data import read_texts
 from evaluators.metrics import PRIMARY
 from promptfed.config import Config
-from promptfed.errors import CapabilityError, ConfigError, UserError
+from promptfed.errors import CapabilityError, ConfigError, RunError, UserError
 from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, fit_stack, join, side_by_side, summarise
 from promptfed.federation.events import EventLog, Listener
 from promptfed.federation.server import Limits, Server
@@ -29,12 +29,12 @@ from promptfed.messages import Evaluate, Evaluated, Join, Joined
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
 from promptfed.report.build import build_report
-from promptfed.strategies.base import Federation, Strategy
+from promptfed.strategies.base import Federation, Reading, Strategy
 from promptfed.strategies.baselines import Given, manual_prompt, zero_shot_prompt
-from promptfed.types import satisfies
+from promptfed.types import SoftSpace, satisfies
 
 SCHEMA_VERSION = 1
-TUNING = "tuning"
+TUNING: Final = "tuning"
 # The arms that every run measures, in this order: those that share prompts share FM calls.
 TUNED_ARMS = ("fm", "fm_pooled", "fm_single", "fm_dm", "dm_local")
 # Texts a client that calibrate the hand-written prompt: as many as the tuned prompts typically get.
@@ -87,6 +87,7 @@ class Conductor(ABC):
         self.ledger = Ledger()
         self.events = EventLog(folder / "events.jsonl" if folder else None, tuple(listeners))
         self._arms: dict[str, dict[str, Evaluated]] = {}
+        self._readings: list[tuple[Reading, dict[str, Any]]] = []
 
     # ------------------------------------------------------------------------------- what a transport has to give
 
@@ -163,7 +164,8 @@ class Conductor(ABC):
         joined = await server.drive(join(ids, self.join_task), "tuning", 0)
         self.check_joined(joined)
         n_test = {c: j.n_test for c, j in joined.items()}
-        federation = self._federation(n_train := {c: j.n_train for c, j in sorted(joined.items())})
+        n_train = {c: j.n_train for c, j in sorted(joined.items())}
+        federation = self._federation(n_train, next(iter(joined.values())).soft_space)
 
         def welcome(client: str, newcomer: Joined) -> None:
             try:
@@ -178,12 +180,15 @@ class Conductor(ABC):
         self._check_budget(federation, any(n_test.values()))
         server.invite(set(ids) - set(joined), self.join_task, welcome)
         prompt = await self.tune(server, self.method, federation)
+        if not self._readings:
+            raise RunError(f"method {self.method.name!r} came to an end without a reading: it has to end with conclude")
         stack = await server.drive(fit_stack(list(federation.clients), prompt), "tuning", 0)
         await server.drive(adopt(list(federation.clients), prompt, stack), "tuning", 0)
         self._save(prompt)
         if any(n_test.values()):
-            single = await self.tune(server, Given(prompt.prompts[:1]), replace(federation, max_fm_calls=0))
+            single = self._readings[-1][0].single
             await self._evaluate(server, prompt, single, stack, n_test)
+            await self._evaluate_readings(server, n_test)
             await self._baselines(federation, n_test)
         return self._finish(prompt, stack, joined)
 
@@ -193,7 +198,7 @@ class Conductor(ABC):
 
     def _check_budget(self, federation: Federation, is_measured: bool) -> None:
         """Let the method refuse a budget before anything is paid for, also the share of one client alone."""
-        next(self.method.run(replace(federation, log=silent)), None)
+        next(self.method.run(unread(federation, milestones=federation.milestones)), None)
         if is_measured and "local_only" in self.config.evaluation.baselines:
             try:
                 next(self.method.run(_alone(federation, next(iter(federation.clients)))), None)
@@ -215,6 +220,15 @@ class Conductor(ABC):
         for arm in TUNED_ARMS:
             task = Evaluate(arm=arm, prompt=prompts.get(arm, prompt), stack=stack if arm == "fm_dm" else ())
             await self._measure_each(server, dict.fromkeys(self.client_ids, task), n_test, "evaluation")
+
+    async def _evaluate_readings(self, server: Server, n_test: Mapping[str, int]) -> None:
+        """Measure what the method had come to at each milestone, the last one included: as a set and its best prompt
+        alone, each under the clients' own calibration and under the pooled one."""
+        for reading, _ in self._readings if self.config.budget.milestones else ():
+            for kind, prompt in (("fm", reading.prompt), ("fm_single", reading.single)):
+                for arm in (kind, f"{kind}_pooled"):
+                    task = Evaluate(arm=f"{arm}@{reading.milestone}", prompt=prompt, stop=reading.stop)
+                    await self._measure_each(server, dict.fromkeys(self.client_ids, task), n_test, "evaluation")
 
     async def _measure(self, server: Server, arm: str, prompt: PromptSet, n_test: Mapping[str, int]) -> None:
         """Measure the baseline ``arm`` with the same prompt at every client."""
@@ -243,7 +257,7 @@ class Conductor(ABC):
                 by_hand = manual_prompt(federation, self.config.evaluation.manual_prompt)
                 n_calls = MANUAL_CALIBRATION_TEXTS * len(self.client_ids)
                 given = Given([by_hand], MANUAL_CALIBRATION_TEXTS)
-                tuned = await self.tune(server, given, replace(federation, max_fm_calls=n_calls), "baselines")
+                tuned = await self.tune(server, given, unread(federation, max_fm_calls=n_calls), "baselines")
                 for arm in (name, f"{name}_calibrated"):
                     await self._measure(server, arm, tuned, n_test)
             elif name == "dm_fedavg":
@@ -262,7 +276,7 @@ class Conductor(ABC):
             tasks = {client: Evaluate(arm="local_only", prompt=prompt) for client, prompt in prompts.items()}
             await self._measure_each(server, tasks, n_test)
 
-    def _federation(self, n_train: Mapping[str, int]) -> Federation:
+    def _federation(self, n_train: Mapping[str, int], soft_space: SoftSpace | None) -> Federation:
         config = self.config
         return Federation(
             clients=n_train,
@@ -273,8 +287,30 @@ class Conductor(ABC):
             max_fm_calls=config.budget.max_fm_calls,
             max_prompts=config.method.max_prompts,
             seed=config.seed,
+            milestones=config.budget.milestones,
+            soft_space=soft_space,
             log=self.events.add,
+            read=self._read,
         )
+
+    def _read(self, reading: Reading) -> None:
+        """Keep a reading, with what had been spent by then."""
+        spent = self.ledger.total(TUNING)
+        self._readings.append(
+            (
+                reading,
+                {
+                    "milestone": reading.milestone,
+                    "fm_calls": reading.fm_calls,
+                    "tokens": spent.prompt_tokens + spent.completion_tokens,
+                    "bytes_up": spent.bytes_up,
+                    "bytes_down": spent.bytes_down,
+                    "wall_s": round(self.ledger.seconds(TUNING), 3),
+                    "prompt_id": reading.prompt.prompt_id,
+                },
+            )
+        )
+        self.events.add("reading", {k: v for k, v in self._readings[-1][1].items() if k != "wall_s"})
 
     def shared_arms(self) -> dict[str, dict[str, Evaluated]]:
         """Of every other arm, what the clients gave for it that were measured on the tuned prompt too."""
@@ -310,6 +346,7 @@ class Conductor(ABC):
                 for arm, by_client in self._arms.items()
             },
             "max_fm_calls": config.budget.max_fm_calls,
+            "readings": [spent for _, spent in self._readings],
             "n_dropped_texts": sum(j.n_dropped for j in joined.values()),
             "ledger": self.ledger.as_dict(),
             "privacy": {"releases": []},
@@ -323,14 +360,18 @@ class Conductor(ABC):
         return Result(prompt=prompt, summary=summary, folder=self.folder)
 
 
+def unread(federation: Federation, **changes: Any) -> Federation:
+    """The federation for a baseline's tuning: it is read at its end only, and the event log hears nothing of it."""
+    return replace(federation, **{"milestones": (), "log": _silent, "read": _silent, **changes})
+
+
+def _silent(*_: Any) -> None: ...
+
+
 def _alone(federation: Federation, client: str) -> Federation:
     """One client of a federation, with its share of the calls."""
     share = federation.max_fm_calls // len(federation.clients)
-    return replace(federation, clients={client: federation.clients[client]}, max_fm_calls=share, log=silent)
-
-
-def silent(_kind: str, _data: Mapping[str, Any]) -> None:
-    """A method that runs as a baseline tells the event log nothing of its own."""
+    return unread(federation, clients={client: federation.clients[client]}, max_fm_calls=share)
 
 
 def _raw(federation: Federation, prompt: PromptTemplate) -> PromptSet:

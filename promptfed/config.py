@@ -72,18 +72,30 @@ class Encoder(_Section):
 
 
 class Method(_Section):
-    """``[method]``: the name of a registered method, and its options."""
+    """``[method]``: the name of a registered method, and what it may be told (``promptfed methods NAME``)."""
 
     name: str = "race"
     max_prompts: int = Field(ge=1, le=16, default=3)
+    options: dict[str, Any] = {}
 
 
 class Budget(_Section):
-    """``[budget]``: what tuning may spend, all clients together."""
+    """``[budget]``: what tuning may spend, all clients together. ``milestones`` are smaller numbers of FM calls at
+    which the run is measured as well."""
 
     max_fm_calls: int = Field(ge=1, default=2500)
+    milestones: tuple[int, ...] = ()
     max_tokens: int | None = Field(ge=1, default=None)
     max_usd: float | None = Field(gt=0, default=None)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Budget:
+        if list(self.milestones) != sorted({m for m in self.milestones if 0 < m < self.max_fm_calls}):
+            raise ValueError(
+                f"milestones = {list(self.milestones)}: expected ascending numbers of calls below max_fm_calls = "
+                f"{self.max_fm_calls}"
+            )
+        return self
 
 
 class Rounds(_Section):

@@ -86,6 +86,10 @@ class Ledger:
         """Book wall time under the phase that is on."""
         self._wall_s[self.phase] += seconds
 
+    def seconds(self, phase: Phase) -> float:
+        """Wall time of a phase so far."""
+        return self._wall_s[phase]
+
     def total(self, phase: Phase) -> Account:
         """Sum over clients."""
         total = Account()

@@ -73,9 +73,8 @@ class NetworkRun(Conductor):
     def __init__(self, config: Config, folder: Path, listeners: Sequence[Listener] = ()) -> None:
         if config.network is None:
             raise ConfigError(f"{folder} is not a run over a network (no [network])")
-        super().__init__(
-            config, task_text(config, config.task.labels), load_method(config.method.name), folder, listeners
-        )
+        method = load_method(config.method.name, config.method.options)
+        super().__init__(config, task_text(config, config.task.labels), method, folder, listeners)
         self._network = config.network
         self._flower = FlowerTransport(listening(config.network), folder / "flower")
         kept = folder / "run_id"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from pydantic import TypeAdapter, ValidationError
 
 from promptfed.errors import ConfigError, UnknownNameError
 from promptfed.fm.base import BaseFM
@@ -22,9 +25,20 @@ def names(group: str) -> list[str]:
     return sorted(entry_points(group=group).names)
 
 
-def load_method(name: str) -> Strategy:
-    """A method by name. Raises `UnknownNameError`."""
-    method: Strategy = _load(METHODS, "method", name)()
+def load_method(name: str, options: Mapping[str, Any] | None = None) -> Strategy:
+    """A method by name, with options (the fields of its dataclass). Raises `UnknownNameError` and `ConfigError`."""
+    made = _load(METHODS, "method", name)
+    known = {f.name: f for f in fields(made)} if is_dataclass(made) else {}
+    for option in options or {}:
+        if option not in known:
+            raise UnknownNameError(f"option of method {name!r}", option, known or ["none"])
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(cast(type, made))
+        method: Strategy = adapter.validate_python(dict(options or {})) if known else made()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"method.options.{where} = {first['input']!r}: {first['msg']}") from None
     return method
 
 

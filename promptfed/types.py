@@ -54,6 +54,16 @@ class SoftPrompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SoftSpace:
+    """Where a model's soft prompts live: numbers in a vector, and the standard deviation of those of its tokens."""
+
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # noqa: RUF012  (a message carries this)
+
+    hidden: int
+    std: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LabelRequest:
     """Score each label as the continuation of ``prefix + text + suffix``.
 

@@ -12,7 +12,8 @@ from promptfed.errors import RunError
 from promptfed.messages import Adopt, Evaluate, Evaluated, FitHead, Head, Join, Joined, Stack
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, newton_step
-from promptfed.strategies.base import MAX_TRIES, Replies, Round, Steps, T, sum_newton_parts
+from promptfed.strategies.base import MAX_TRIES, Replies, Round, Steps, T
+from promptfed.strategies.session import sum_newton_parts
 
 FEDAVG_ROUNDS = 10
 # What a domain model's calibrated logits are worth beside the FM's, before anything is known: both make the same

@@ -12,7 +12,7 @@ import numpy as np
 
 from promptfed.errors import CapabilityError
 from promptfed.prompts.template import PromptTemplate
-from promptfed.types import Capability, FMRequest, FMResponse, satisfies
+from promptfed.types import Capability, FMRequest, FMResponse, SoftSpace, satisfies
 
 T = TypeVar("T")
 
@@ -44,6 +44,11 @@ class BaseFM(ABC):
     @property
     @abstractmethod
     def capabilities(self) -> frozenset[Capability]: ...
+
+    @property
+    def soft_space(self) -> SoftSpace | None:
+        """Where soft prompts of this model live; None for a model that takes none."""
+        return None
 
     @abstractmethod
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]: ...
@@ -94,6 +99,10 @@ class WrappedFM(BaseFM):
     @property
     def in_process(self) -> bool:
         return self._inner.in_process
+
+    @property
+    def soft_space(self) -> SoftSpace | None:
+        return self._inner.soft_space
 
     def most_usd(self, requests: Sequence[FMRequest]) -> float:
         return self._inner.most_usd(requests)

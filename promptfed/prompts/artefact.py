@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,15 @@ class PromptSet:
     @property
     def prompt_id(self) -> str:
         """Content hash; the name under which a prompt is cited."""
-        return content_hash(asdict(self), 16)
+        return content_hash(self._record(), 16)
+
+    def _record(self) -> dict[str, Any]:
+        """As JSON has it; a prompt without a soft part does not mention one."""
+        record: dict[str, Any] = TypeAdapter(PromptSet).dump_python(self, mode="json")
+        for prompt in record["prompts"]:
+            if prompt["soft"] is None:
+                del prompt["soft"]
+        return record
 
     def predict(
         self, texts: Sequence[str], *, fm: LabelScorer, calibration: Calibration | None = None
@@ -87,7 +95,7 @@ class PromptSet:
 
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
         """Write prompt.json. ``about`` is stored beside it and not hashed (method, seed, FM)."""
-        record = {"schema_version": SCHEMA_VERSION, "prompt_id": self.prompt_id, **asdict(self), "about": about or {}}
+        record = {"schema_version": SCHEMA_VERSION, "prompt_id": self.prompt_id, **self._record(), "about": about or {}}
         write_whole(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
@@ -103,7 +111,7 @@ class PromptSet:
             if version != SCHEMA_VERSION:
                 raise DataError(f"schema_version {version}; this promptfed reads {SCHEMA_VERSION}")
             keys: Sequence[str] = ("labels", "prompts", "weights", "bias")
-            loaded: PromptSet = TypeAdapter(cls).validate_python({k: record[k] for k in keys})
+            loaded: PromptSet = TypeAdapter(cls).validate_json(json.dumps({k: record[k] for k in keys}))
         except OSError as error:
             raise DataError(f"{path}: can't be read ({error.strerror})") from None
         except PromptfedError as error:

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from promptfed.errors import ConfigError
-from promptfed.types import FloatArray, FMResponse, IntArray, LabelRequest
+from promptfed.types import FloatArray, FMResponse, IntArray, LabelRequest, SoftPrompt
 
 SLOT = "{text}"
 
@@ -35,7 +35,8 @@ def content_hash(value: object, length: int = 12) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptTemplate:
     """``text`` with exactly one slot; ``words[k]`` and, if there are any, ``synonyms[k]`` stand for label k after
-    ``separator``. ``readout`` has a weight for each word in the order of `by_label`; without, a label's count alike."""
+    ``separator``. ``readout`` has a weight for each word in the order of `by_label`; without, a label's count alike.
+    ``soft`` stands before the text, at a model that takes soft prompts."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic where a message carries this)
 
@@ -44,6 +45,7 @@ class PromptTemplate:
     synonyms: tuple[tuple[str, ...], ...] = ()
     separator: str = " "
     readout: tuple[float, ...] = ()
+    soft: SoftPrompt | None = None
 
     def __post_init__(self) -> None:
         if (found := self.text.count(SLOT)) != 1:
@@ -70,7 +72,8 @@ class PromptTemplate:
     @property
     def prompt_id(self) -> str:
         """Content hash of what the FM is asked: ``readout`` has no part in it."""
-        return content_hash([self.text, self.by_label, self.separator])
+        soft = () if self.soft is None else (hashlib.sha256(self.soft.data).hexdigest(),)
+        return content_hash([self.text, self.by_label, self.separator, *soft])
 
     def requests(self, texts: Sequence[str]) -> list[LabelRequest]:
         """One request a text. White space that ends the prefix goes with the text, where tokenizers expect it."""
@@ -78,7 +81,10 @@ class PromptTemplate:
         prefix = before.rstrip(" ")
         space = before[len(prefix) :]
         labels = tuple(self.separator + word for words in self.by_label for word in words)
-        return [LabelRequest(prefix=prefix, text=space + text, suffix=after, labels=labels) for text in texts]
+        return [
+            LabelRequest(prefix=prefix, text=space + text, suffix=after, labels=labels, soft=self.soft)
+            for text in texts
+        ]
 
     @property
     def word_labels(self) -> IntArray:

@@ -8,7 +8,8 @@ from promptfed.errors import ConfigError
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import Draft
 from promptfed.prompts.template import PromptTemplate
-from promptfed.strategies.base import Federation, Session, Steps
+from promptfed.strategies.base import Card, Federation, Steps
+from promptfed.strategies.session import Session
 from promptfed.types import Capability
 
 MANUAL_INSTRUCTION = "Classify the sentiment of the text as positive or negative."
@@ -16,15 +17,13 @@ MANUAL_EXEMPLARS = (("I loved it.", "positive"), ("It was awful.", "negative"))
 
 
 class Given:
-    """Score given prompts on each client's first ``n_texts`` texts, then weigh and calibrate them together.
-
-    Without ``n_texts``: on the texts that they were scored on before, at no FM call.
-    """
+    """Score given prompts on each client's first ``n_texts`` texts, then weigh and calibrate them together."""
 
     name = "given"
     needs = frozenset({Capability.LABEL_CHOICE})
+    card = Card(paper="", sends=frozenset({"ask", "newton"}), crosses="Sums of scores.")
 
-    def __init__(self, prompts: Sequence[PromptTemplate], n_texts: int | None = None) -> None:
+    def __init__(self, prompts: Sequence[PromptTemplate], n_texts: int) -> None:
         self._prompts, self._n_texts = tuple(prompts), n_texts
 
     def run(self, federation: Federation) -> Steps[PromptSet]:

@@ -523,8 +523,19 @@ def test_every_kind_of_task_is_in_the_list() -> None:
     from typing import get_args
 
     from promptfed.messages import TaskBody as AllBodies
+    from promptfed.messages.methods import TaskBody as OfMethods
 
-    assert {type(body) for body in EVERY_TASK.values()} == set(get_args(AllBodies))
+    assert {type(body) for body in EVERY_TASK.values()} == set(get_args(AllBodies)) - set(get_args(OfMethods))
+
+
+def test_every_task_of_a_method_is_done_by_somebody() -> None:
+    """That no text leaves with it is in the contract of the method that sends it (tests/contracts/method.py)."""
+    from typing import get_args
+
+    from clients.tasks import METHOD_TASKS
+    from promptfed.messages.methods import TaskBody as OfMethods
+
+    assert set(METHOD_TASKS) == set(get_args(OfMethods))
 
 
 class Tap:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any, get_args
+from dataclasses import asdict, fields
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic.fields import FieldInfo
 
 from promptfed import messages as m
 from promptfed.errors import WireError
 from promptfed.ledger import Usage
+from promptfed.messages import methods
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import SLOT, PromptTemplate
 from promptfed.types import Capability, LabelRequest, TextRequest
@@ -97,6 +99,42 @@ REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Evaluated: st.builds(m.Evaluated, n=count, values=measured, errors=measured, calls_per_prediction=number),
     m.Failed: st.builds(m.Failed, reason=st.sampled_from(["ValueError", "FMError"])),
 }
+
+
+def of_type(kind: Any) -> st.SearchStrategy[Any]:
+    """Values of a field's type, within its bounds, that the wire can carry bit by bit."""
+    if get_origin(kind) is Annotated:
+        inner, *notes = get_args(kind)
+        rules = [rule for note in notes if isinstance(note, FieldInfo) for rule in note.metadata]
+        bounds = {
+            name: getattr(rule, name) for rule in rules for name in ("ge", "gt", "le", "lt") if hasattr(rule, name)
+        }
+        if inner is int:
+            return count
+        low, high = bounds.get("ge", bounds.get("gt", 0.0)), bounds.get("le", bounds.get("lt", 2.0**20))
+        return st.floats(low, high, width=32, exclude_min="gt" in bounds, exclude_max="lt" in bounds)
+    if get_origin(kind) is Literal:
+        return st.sampled_from(get_args(kind))
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)
+        if inner[-1] is Ellipsis:
+            return st.lists(of_type(inner[0]), max_size=3).map(tuple)
+        return st.tuples(*map(of_type, inner))
+    if kind is PromptTemplate:
+        return templates()
+    return {str: st.text(max_size=20), int: count, float: number, bytes: st.binary(max_size=30), bool: st.booleans()}[
+        kind
+    ]
+
+
+def of_message(kind: type) -> st.SearchStrategy[Any]:
+    """Messages of a kind, field by field."""
+    hints = get_type_hints(kind, include_extras=True)
+    return st.builds(kind, **{f.name: of_type(hints[f.name]) for f in fields(kind)})
+
+
+TASK_BODIES |= {kind: of_message(kind) for kind in get_args(methods.TaskBody)}
+REPLY_BODIES |= {kind: of_message(kind) for kind in get_args(methods.ReplyBody)}
 
 
 def tasks(body: st.SearchStrategy[Any]) -> st.SearchStrategy[m.Task]:

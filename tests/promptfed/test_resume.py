@@ -35,6 +35,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text())
     for phase in summary["ledger"].values():
         phase.pop("wall_s")
+    for reading in summary["readings"]:
+        reading.pop("wall_s")
     kept = [p for p in (folder / "clients").rglob("*") if p.is_file() and p.parent.name != "history"]
     return {
         "prompt": (folder / "prompt.json").read_bytes(),

@@ -27,7 +27,8 @@ from promptfed.messages import (
 )
 from promptfed.prompts.calibration import Calibration, batch_calibration, fit, moments, sums
 from promptfed.prompts.template import PromptTemplate
-from promptfed.strategies.base import Federation, Round, Session, singles
+from promptfed.strategies.base import Federation, Round, singles
+from promptfed.strategies.session import Session
 from promptfed.types import FloatArray, IntArray, TextRequest
 from tests.support import finish, replies, reply
 

@@ -36,16 +36,6 @@ def test_a_given_prompt_is_scored_and_calibrated_for_so_many_calls() -> None:
     assert prompt.weights[0] > 0
 
 
-def test_without_a_number_of_texts_nothing_is_asked() -> None:
-    scene = bench(2, 10)
-    scene.drive(Given([P], 6).run(scene.federation(max_fm_calls=12)), 12)
-
-    prompt = scene.drive(Given([P]).run(scene.federation(max_fm_calls=0)), 0)
-
-    assert scene.fm.n_calls == 12
-    assert prompt.prompts == (P,)
-
-
 def test_zero_shot_is_the_instruction_and_an_empty_form() -> None:
     assert zero_shot_prompt(federation()).text == "Judge.\n\nText: {text}\nLabel:"
     assert zero_shot_prompt(federation(instruction="")).text == "Text: {text}\nLabel:"

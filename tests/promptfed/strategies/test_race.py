@@ -32,7 +32,9 @@ from promptfed.messages import (
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Federation, Round
-from promptfed.strategies.race import Race, clean_texts, distinct, draft_like
+from promptfed.strategies.proposal import clean_texts
+from promptfed.strategies.race import Race, distinct, draft_like
+from tests.contracts.method import MethodContract
 from tests.support import (
     CHEERFUL,
     GLOOMY,
@@ -97,6 +99,11 @@ def fake_clients(n_texts: int = 500) -> Any:
 
 def granted(rounds: list[Round]) -> int:
     return sum(sum(r.grants.values()) for r in rounds)
+
+
+class TestContract(MethodContract):
+    def method(self) -> Race:
+        return Race()
 
 
 # ---------------------------------------------------------------- budget

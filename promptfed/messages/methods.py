@@ -1,0 +1,261 @@
+"""Client tasks of single methods, beside the standard ones, and their replies.
+
+Vectors of numbers travel as little-endian 32-bit floats in one ``bytes`` (`packed`): four bytes a number. As in `core`,
+no reply carries a text of the client's; where a foundation model wrote from one, the leak gate (`clients.gate`) stands
+before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from promptfed.errors import WireError
+from promptfed.ledger import Count
+from promptfed.messages.core import Message
+from promptfed.prompts.template import PromptTemplate
+from promptfed.types import FloatArray
+
+
+def packed(values: FloatArray) -> bytes:
+    """Numbers as they travel."""
+    return np.asarray(values, dtype="<f4").tobytes()
+
+
+def unpacked(data: bytes, *shape: int) -> FloatArray:
+    """Numbers as they came, float64 of ``shape``. Raises `WireError` for another size, or one that is not finite."""
+    if len(data) != 4 * int(np.prod(shape)):
+        raise WireError(f"{len(data)} bytes for an array of shape {shape}")
+    values = np.frombuffer(data, dtype="<f4").astype(np.float64).reshape(shape)
+    if not np.isfinite(values).all():
+        raise WireError("an array holds numbers that are not finite")
+    return values
+
+
+# ---------------------------------------------------------------- n-gram slots: fedone_bdpl, fedone_gs_bdpl
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountNgrams(Message):
+    """Say in how many of your texts each of these public n-grams stands."""
+
+    ngrams: tuple[str, ...]
+    kind: Literal["count_ngrams"] = "count_ngrams"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NgramCounts(Message):
+    """One number an n-gram, out of ``n`` texts."""
+
+    n: Count
+    counts: tuple[Count, ...]
+    kind: Literal["ngram_counts"] = "ngram_counts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyStep(Message):
+    """Take ``n_steps`` policy-gradient steps of the slots' logits on your texts: ``n_samples`` prompts are drawn a step
+    and scored on ``n_texts`` texts.
+
+    ``logits`` are those of ``n_slots`` categorical slots over ``vocabulary``, (n_slots, N) `packed`; what is drawn
+    stands before ``template``. ``estimator`` is REINFORCE, or through the Gumbel-softmax at ``temperature``.
+    """
+
+    template: PromptTemplate
+    vocabulary: tuple[str, ...]
+    n_slots: Count
+    logits: bytes
+    n_samples: Count
+    n_texts: Count
+    n_steps: Count
+    learning_rate: float
+    estimator: Literal["reinforce", "gumbel"]
+    temperature: float
+    entropy_floor: float
+    seed: Count
+    kind: Literal["policy_step"] = "policy_step"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy(Message):
+    """The slots' logits after the steps, (n_slots, N) `packed`, and the mean loss of the prompts drawn."""
+
+    n: Count
+    logits: bytes
+    loss: float
+    kind: Literal["policy"] = "policy"
+
+
+# ---------------------------------------------------------------- soft prompts: fedbpt, fedavg_bbt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evolve(Message):
+    """Run CMA-ES on the intrinsic vector of a soft prompt before ``template``: ``n_iterations`` of ``population``.
+
+    ``mean`` (d,), ``sigma`` and ``covariance`` (its ``form`` says how it is packed) are the distribution to start from;
+    ``projection_seed`` and ``n_vectors`` make the projection. A vector's fitness is its loss on ``n_texts`` texts, over
+    that on the same texts with a share ``mask_rate`` of the words hidden; 0 leaves the second out.
+    """
+
+    template: PromptTemplate
+    dimension: Count
+    n_vectors: Count
+    projection_seed: Count
+    mean: bytes
+    sigma: float
+    form: Literal["full", "separable", "low_rank"]
+    covariance: bytes
+    population: Count
+    n_iterations: Count
+    n_texts: Count
+    mask_rate: Annotated[float, Field(ge=0, lt=1)]
+    seed: Count
+    kind: Literal["evolve"] = "evolve"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evolved(Message):
+    """The local mean (d,), `packed`, its fitness (lower is better), and the step size of each iteration."""
+
+    n: Count
+    mean: bytes
+    fitness: float
+    sigmas: tuple[float, ...]
+    kind: Literal["evolved"] = "evolved"
+
+
+# ---------------------------------------------------------------- textual feedback: fedtextgrad, fed_gepa
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reflect(Message):
+    """Let the FM say what is wrong with a prompt on ``n_examples`` of your texts, and rewrite its instruction.
+
+    ``instruction`` is what may change in ``template`` (it stands in it once). ``n_steps`` times; a rewrite that is not
+    better on the same texts, or that the leak gate stops, is given up.
+    """
+
+    template: PromptTemplate
+    instruction: str
+    n_examples: Count
+    n_steps: Count
+    max_tokens: Count
+    seed: Count
+    kind: Literal["reflect"] = "reflect"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reflected(Message):
+    """The instruction as it came out, empty where nothing better was found; what was stopped by the leak gate, by
+    number."""
+
+    instruction: str
+    n_stopped: Count
+    kind: Literal["reflected"] = "reflected"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wins(Message):
+    """Say on how many of your texts [0, stop) each prompt is (alone or with others) the best, from label scores that
+    you have. ``weights`` and ``bias`` as in `Score`. No FM call."""
+
+    prompts: tuple[PromptTemplate, ...]
+    stop: int
+    weights: tuple[float, ...]
+    bias: tuple[float, ...]
+    kind: Literal["wins"] = "wins"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Won(Message):
+    """A number a prompt, out of ``n`` texts; a text with several best prompts is shared among them."""
+
+    n: Count
+    shares: tuple[float, ...]
+    kind: Literal["won"] = "won"
+
+
+# ---------------------------------------------------------------- in-context learning: fed_icl; bandits: fedpob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relabel(Message):
+    """Let the FM label these public ``texts`` with a prompt of ``n_shots`` of your own labelled texts a label and the
+    ``context`` (public text, label) that all share. Your own texts go to the FM only."""
+
+    texts: tuple[str, ...]
+    context: tuple[tuple[str, Count], ...]
+    instruction: str
+    fields: tuple[str, str]
+    words: tuple[str, ...]
+    n_shots: Count
+    seed: Count
+    kind: Literal["relabel"] = "relabel"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed(Message):
+    """Vectors of these public texts (prompts, say), by your encoder, projected to ``dimension`` numbers."""
+
+    texts: tuple[str, ...]
+    dimension: Count
+    seed: Count
+    kind: Literal["embed"] = "embed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedded(Message):
+    """(n, dimension) `packed`."""
+
+    vectors: bytes
+    kind: Literal["embedded"] = "embedded"
+
+
+# ---------------------------------------------------------------- private votes: dp_opt_vote, aug_pe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextWord(Message):
+    """Let your own labelled texts vote for the next word of a prompt that is being written.
+
+    Texts are drawn by Poisson sampling into disjoint groups of about ``group_size``; each group asks the FM, in a
+    meta-prompt with its texts, which of ``candidates`` goes on after ``written``, and is one vote.
+    """
+
+    written: str
+    candidates: tuple[str, ...]
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    group_size: Count
+    noise: Annotated[float, Field(ge=0)]
+    seed: Count
+    kind: Literal["next_word"] = "next_word"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NearestVotes(Message):
+    """Let each of your texts vote for the nearest of the public ``texts`` of its own label (``labels``).
+
+    The histogram is scaled to at most one vote a text and noised with a Gaussian of standard deviation ``noise``.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[Count, ...]
+    noise: Annotated[float, Field(ge=0)]
+    seed: Count
+    kind: Literal["nearest_votes"] = "nearest_votes"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoisyVotes(Message):
+    """One number a candidate, noise and all, `packed`."""
+
+    votes: bytes
+    kind: Literal["noisy_votes"] = "noisy_votes"
+
+
+TaskBody = CountNgrams | PolicyStep | Evolve | Reflect | Wins | Relabel | Embed | NextWord | NearestVotes
+ReplyBody = NgramCounts | Policy | Evolved | Reflected | Won | Embedded | NoisyVotes

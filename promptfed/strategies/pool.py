@@ -1,0 +1,59 @@
+"""Candidates with their standings, and how the better part of them is found on a part of the texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from promptfed.prompts.grammar import Draft, similarity
+from promptfed.strategies.base import Standing, Steps, singles
+from promptfed.strategies.session import Session
+
+# Score that a draft gives up for being like one that is kept already: about two standard deviations between drafts.
+DIVERSITY = 0.04
+
+
+class Pool:
+    """Drafts that were scored on texts [0, stop) of every client. Ties go to the one that came first."""
+
+    def __init__(self, session: Session, stop: int) -> None:
+        self._session, self.stop = session, stop
+        self._entries: dict[Draft, Standing] = {}
+
+    def __contains__(self, draft: Draft) -> bool:
+        return draft in self._entries
+
+    def heat(self, drafts: Sequence[Draft]) -> Steps[None]:
+        """Score ``drafts`` and add them."""
+        if not drafts:
+            return
+        prompts = [draft.template() for draft in drafts]
+        standings = yield from self._session.score(prompts, singles(prompts), self.stop)
+        self._entries |= zip(drafts, standings, strict=True)
+        leader = self.best(1)[0]
+        self._session.federation.log(
+            "heat",
+            {
+                "fm_calls": self._session.spent,
+                "n_candidates": len(drafts),
+                "n_texts": self._entries[leader].n,
+                "best_score": self._entries[leader].score,
+                "best_prompt": leader.template().text,
+                "best_words": list(leader.words),
+            },
+        )
+
+    def best(self, n: int) -> list[Draft]:
+        return sorted(self._entries, key=lambda d: -self._entries[d].score)[:n]
+
+    def diverse(self, n: int) -> list[Draft]:
+        """``n`` good drafts that are not alike: each costs up to `DIVERSITY` for what it shares with one before it."""
+        kept: list[Draft] = []
+        left = self.best(len(self._entries))
+        while left and len(kept) < n:
+            best = max(
+                left,
+                key=lambda d: self._entries[d].score - DIVERSITY * max((similarity(d, k) for k in kept), default=0.0),
+            )
+            left.remove(best)
+            kept.append(best)
+        return kept

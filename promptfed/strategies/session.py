@@ -1,0 +1,419 @@
+"""The standard client tasks as steps, and what they have cost so far: what every method is written from."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import TypeVar
+
+import numpy as np
+
+from promptfed.errors import RunError
+from promptfed.messages import (
+    Ask,
+    MomentSums,
+    Newton,
+    NewtonPart,
+    Score,
+    Scored,
+    TaskBody,
+    Vote,
+    Votes,
+    Weigh,
+    Weighed,
+    Write,
+    Written,
+)
+from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.calibration import Calibration, NewtonSums, newton_step, prior
+from promptfed.prompts.template import PromptTemplate
+from promptfed.strategies.base import MAX_TRIES, Federation, Reading, Replies, Round, Standing, Steps, singles
+from promptfed.types import FloatArray, IntArray, LabelRequest, TextRequest
+
+# Share of the calls up to a milestone that `Session.conclude` gets, and of how many prompts it chooses a set: the texts
+# that choose it calibrate it too.
+RESERVE, N_FINALISTS = 0.4, 4
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class Session:
+    """The standard client tasks, and what they have cost so far.
+
+    ``left`` counts the calls that may still be granted. A grant is spent until the client says what it used of it.
+    """
+
+    def __init__(self, federation: Federation, *, reserve: float = RESERVE) -> None:
+        """``reserve``: share of the calls up to a milestone that is held back for `conclude`."""
+        self.federation = federation
+        self.left = federation.max_fm_calls
+        self._reserve = reserve
+        within = sorted({m for m in federation.milestones if 0 < m < federation.max_fm_calls})
+        self._milestones = [*within, federation.max_fm_calls]  # that are still to be read
+        self._since = 0  # calls spent when the last one was read
+        self._owed: dict[str, int] = {}  # granted to a client since it last replied
+        self._scored: dict[tuple[str, str], int] = {}  # (prompt_id, client) -> texts scored
+        self._pooled: dict[str, Calibration] = {}  # prompt_id -> label-free calibration of the prompt alone
+
+    @property
+    def spent(self) -> int:
+        """FM calls made, or granted to a client that has not replied since."""
+        return self.federation.max_fm_calls - self.left
+
+    @property
+    def milestone(self) -> int:
+        """The budget at which the run is read next."""
+        return self._milestones[0] if self._milestones else self.federation.max_fm_calls
+
+    @property
+    def search_left(self) -> int:
+        """Calls that may go into the search before the next milestone is read."""
+        return max(self._since + self.budget - int(np.ceil(self._reserve * self.budget)) - self.spent, 0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last milestone has been read."""
+        return not self._milestones
+
+    @property
+    def budget(self) -> int:
+        """Calls from the last reading to the next milestone."""
+        return max(self.milestone - self._since, 0)
+
+    def affords(self, cost: int, best: Sequence[PromptTemplate]) -> Steps[bool]:
+        """Whether the search may spend ``cost`` more calls; milestones that they would pass are read first, with
+        ``best``, best first. False at the last one: then comes `conclude`."""
+        while cost > self.search_left:
+            if len(self._milestones) == 1:
+                return False
+            yield from self.conclude(best)
+        return True
+
+    def conclude(
+        self,
+        best: Sequence[PromptTemplate],
+        *,
+        penalty: Callable[[tuple[int, ...]], float] = lambda _set: 0.0,
+        strength: float = 4.0,
+    ) -> Steps[PromptSet]:
+        """Read the run at the next milestone: score the first `N_FINALISTS` of ``best`` on all the texts that it still
+        pays for, choose the set, weigh its label words, and calibrate. ``penalty`` is taken off a set's score."""
+        federation = self.federation
+        finalists = list(dict.fromkeys(best))[: max(N_FINALISTS, federation.max_prompts)]
+        stop = max(1, self.reach(finalists, max(min(self.milestone - self.spent, self.left), 0)))
+        if self.cost(finalists, stop) > self.left:  # not even one text each
+            finalists, stop = finalists[:1], 1
+        ranked = yield from self.rank_sets(finalists, stop, penalty)
+        chosen = yield from self.verbalize([finalists[i] for i in ranked[0]])
+        prompt = yield from self.calibrate(chosen, stop, strength=strength)
+        single = prompt if len(chosen) == 1 else (yield from self.calibrate(chosen[:1], stop, strength=strength))
+        reading = Reading(milestone=self.milestone, fm_calls=self.spent, prompt=prompt, single=single, stop=stop)
+        self._milestones = self._milestones[1:]
+        self._since = self.spent
+        federation.read(reading)
+        return prompt
+
+    def rank_sets(
+        self,
+        prompts: Sequence[PromptTemplate],
+        stop: int,
+        penalty: Callable[[tuple[int, ...]], float] = lambda _set: 0.0,
+    ) -> Steps[list[tuple[int, ...]]]:
+        """All sets of ``max_prompts`` of ``prompts``, as indices, by combined score less ``penalty``, best first; in a
+        set, the best prompt first.
+
+        Sets are as large as the person allows: one more prompt lowers the variance of the answer, which is worth more
+        than the noise by which a smaller set now and then scores higher. Prompts are scored on texts [0, stop) where
+        they are not yet; a set costs no call beyond that, since the clients combine label scores that they have.
+        """
+        full = list(combinations(range(len(prompts)), min(self.federation.max_prompts, len(prompts))))
+        sets = list(dict.fromkeys([*singles(prompts), *full]))
+        standings = yield from self.score(prompts, sets, stop)
+        score = {s: standing.score for s, standing in zip(sets, standings, strict=True)}
+        ranked = sorted(full, key=lambda s: penalty(s) - score[s])
+        best = ranked[0]
+        self.federation.log(
+            "sets",
+            {
+                "fm_calls": self.spent,
+                "n_sets": len(sets),
+                "n_texts": standings[0].n,
+                "best_score": score[best],
+                "best_single": max(score[(i,)] for i in range(len(prompts))),
+                "prompts": [prompts[i].text for i in best],
+            },
+        )
+        return [tuple(sorted(s, key=lambda i: -score[(i,)])) for s in ranked]
+
+    def cost(self, prompts: Sequence[PromptTemplate], stop: int, clients: Sequence[str] | None = None) -> int:
+        """FM calls that `score` would be granted."""
+        return sum(self._cost(prompts, stop, c) for c in clients or self.federation.clients)
+
+    def _cost(self, prompts: Sequence[PromptTemplate], stop: int, client: str) -> int:
+        stop = min(stop, self.federation.clients[client])
+        return sum(max(0, stop - self._scored.get((p.prompt_id, client), 0)) for p in prompts)
+
+    def reach(self, prompts: Sequence[PromptTemplate], max_calls: int) -> int:
+        """The largest ``stop`` up to which ``prompts`` can be scored on every client's texts for ``max_calls``.
+
+        Clients with fewer texts leave their share to the others; one that came late has to catch up.
+        """
+        longest = max(self.federation.clients.values())
+        beyond = bisect_right(range(longest + 1), max_calls, key=lambda stop: self.cost(prompts, stop))
+        return max(0, beyond - 1)
+
+    def write(self, requests: Sequence[TextRequest]) -> Steps[list[str]]:
+        """What the FM wrote, in order; empty where it wrote nothing."""
+        answers = yield from self._deal(
+            "write",
+            len(requests),
+            lambda part: Write(requests=tuple(requests[i] for i in part)),
+            Written,
+            lambda body: body.texts,
+        )
+        return [answers.get(i, "") for i in range(len(requests))]
+
+    def weigh(self, openings: Sequence[str], words: Sequence[str]) -> Steps[tuple[FloatArray, IntArray]]:
+        """Log-probability of each word after each opening, shape (n_openings, n_words), normalised over the words; and
+        each word's number of tokens, 1 where the FM does not say."""
+        labels = tuple(" " + word for word in words)
+        answers = yield from self._deal(
+            "weigh",
+            len(openings),
+            lambda part: Weigh(
+                requests=tuple(LabelRequest(prefix="", text=openings[i], suffix="", labels=labels) for i in part)
+            ),
+            Weighed,
+            lambda b: list(zip(b.logprobs, b.n_tokens, strict=True)) if len(b.logprobs) == len(b.n_tokens) else (),
+        )
+        out = np.full((len(openings), len(words)), -np.log(max(len(words), 1)))
+        n_tokens = np.ones(len(words), dtype=np.int64)
+        for i, (row, sizes) in answers.items():
+            if len(row) == len(words):
+                out[i] = row
+            if len(sizes) == len(words):
+                n_tokens = np.maximum(n_tokens, sizes)
+        return out, n_tokens
+
+    def _deal(
+        self,
+        name: str,
+        n: int,
+        task: Callable[[Sequence[int]], TaskBody],
+        kind: type[B],
+        answers_of: Callable[[B], Sequence[A]],
+    ) -> Steps[dict[int, A]]:
+        """Deal ``n`` requests out to the clients in contiguous runs; the answer of each, by number.
+
+        What was not answered is dealt once more, to those that did answer.
+        """
+        clients, waiting, done = list(self.federation.clients), list(range(n)), dict[int, A]()
+        for is_again in (False, True):
+            if not waiting or not clients or (is_again and len(waiting) > self.left):
+                break
+            parts = zip(clients, np.array_split(waiting, len(clients)), strict=True)
+            dealt = {c: list(map(int, part)) for c, part in parts if len(part)}
+            replies = yield from self.exchange(
+                name, {c: task(part) for c, part in dealt.items()}, {c: len(part) for c, part in dealt.items()}
+            )
+            got = {c: answers_of(body) for c, body in picked(replies, kind, lambda _: True).items()}
+            clients = [c for c, part in dealt.items() if len(got.get(c, ())) == len(part)]
+            for c in clients:
+                done |= zip(dealt[c], got[c], strict=True)
+            waiting = [i for i in waiting if i not in done]
+        return done
+
+    def vote(self, texts: Sequence[str]) -> Steps[FloatArray]:
+        """Mean label probabilities that the clients' domain models give ``texts``, shape (n, n_labels)."""
+        replies = yield from self.exchange("vote", {c: Vote(texts=tuple(texts)) for c in self.federation.clients})
+        shape = (len(texts), len(self.federation.labels))
+        right_size = picked(replies, Votes, lambda b: (len(b.shares), b.n_labels) == (shape[0] * shape[1], shape[1]))
+        votes = [np.frombuffer(b.shares, dtype=np.uint8).reshape(shape) / 255.0 for b in right_size.values()]
+        if not votes:
+            raise RunError("no client voted; at least one domain model is needed")
+        return np.asarray(np.mean(votes, axis=0), dtype=np.float64)
+
+    def ask(
+        self, prompts: Sequence[PromptTemplate], stop: int | None, clients: Sequence[str] | None = None
+    ) -> Steps[tuple[int, FloatArray, FloatArray]]:
+        """Have ``prompts`` scored by the FM on each client's texts [0, stop), where they are not yet.
+
+        Without ``stop``: no call, only what they were scored on before.
+
+        Returns the number of texts and the pooled sums of centred label scores and of their squares, (J, K) each.
+        """
+        grants = {c: self._cost(prompts, stop or 0, c) for c in clients or self.federation.clients}
+        while sum(grants.values()) > self.left and len(grants) > 1:
+            # A client that came late has most to catch up on, and may be more than the budget can bear.
+            del grants[max(sorted(grants), key=grants.__getitem__)]
+        shape = (len(prompts), len(self.federation.labels))
+        n, parts = 0, list[MomentSums]()
+        for _ in range(MAX_TRIES if stop is None else 1):
+            replies = yield from self.exchange(
+                "ask", dict.fromkeys(grants, Ask(prompts=tuple(prompts), stop=stop)), grants
+            )
+            answers = picked(replies, MomentSums, lambda b: len(b.total) == len(b.squares) == shape[0] * shape[1])
+            self._note_scored(prompts, stop or 0, answers)
+            parts = list(answers.values())
+            n = sum(p.n for p in parts)
+            if n:
+                break
+        else:
+            raise RunError("no client scored any text; at least one text is needed")
+        total, squares = (
+            np.sum([np.reshape(getattr(p, name), shape) for p in parts], axis=0) for name in ("total", "squares")
+        )
+        for p, t, q in zip(prompts, total, squares, strict=True):
+            self._pooled[p.prompt_id] = prior(n, t[None], q[None])
+        return n, total, squares
+
+    def score(
+        self,
+        prompts: Sequence[PromptTemplate],
+        sets: Sequence[tuple[int, ...]],
+        stop: int,
+        clients: Sequence[str] | None = None,
+    ) -> Steps[list[Standing]]:
+        """Standings of ``sets`` of ``prompts`` on each client's texts [0, stop), summed over clients.
+
+        A client that missed the round in which the FM was to be asked may ask it now, for the same grant.
+        """
+        asked = list(clients or self.federation.clients)
+        yield from self.ask(prompts, stop, asked)
+        pooled = [self._pooled[p.prompt_id] for p in prompts]
+        body = Score(
+            prompts=tuple(prompts),
+            sets=tuple(sets),
+            stop=stop,
+            weights=tuple(c.weights[0] for c in pooled),
+            bias=tuple(b for c in pooled for b in c.bias),
+        )
+        n, n_sets = 0, len(sets)
+        for _ in range(MAX_TRIES):  # those that have the scores may just have missed this round
+            again = {c: self._cost(prompts, stop, c) for c in asked}
+            again = {c: calls for c, calls in again.items() if 0 < calls <= self._owed.get(c, 0)}
+            replies = yield from self.exchange("score", dict.fromkeys(asked, body), again=again)
+            right_size = picked(replies, Scored, lambda b: len(b.total) == len(b.diff) == len(b.diff_sq) == n_sets)
+            whole = [c for c, body in right_size.items() if body.n == min(stop, self.federation.clients[c])]
+            self._note_scored(prompts, stop, whole)
+            parts = list(right_size.values())
+            n = sum(p.n for p in parts)
+            if n:
+                break
+        else:
+            raise RunError("no client scored any text; at least one text is needed")
+        total, diff, diff_sq = (
+            np.sum([getattr(p, name) for p in parts], axis=0) / n for name in ("total", "diff", "diff_sq")
+        )
+        spread = np.sqrt(np.maximum(diff_sq - diff**2, 0.0) / n)
+        return [
+            Standing(n=n, score=float(t), diff=float(d), diff_se=float(s))
+            for t, d, s in zip(total, diff, spread, strict=True)
+        ]
+
+    def _note_scored(self, prompts: Sequence[PromptTemplate], stop: int, clients: Iterable[str]) -> None:
+        for client in clients:
+            reached = min(stop, self.federation.clients[client])
+            for p in prompts:
+                key = (p.prompt_id, client)
+                self._scored[key] = max(reached, self._scored.get(key, 0))
+
+    def calibrate(
+        self, prompts: Sequence[PromptTemplate], stop: int | None = None, *, strength: float = 4.0, steps: int = 3
+    ) -> Steps[PromptSet]:
+        """Weigh and calibrate ``prompts`` together on the clients' texts [0, stop), by federated Newton steps.
+
+        Costs FM calls only where a prompt was not scored on those texts yet; without ``stop``, none.
+        """
+        n, total, squares = yield from self.ask(prompts, stop)
+        at = yield from self._newton(prompts, stop, prior(n, total, squares), strength, steps)
+        return self.prompt_set(prompts, at)
+
+    def verbalize(
+        self, prompts: Sequence[PromptTemplate], *, strength: float = 2.0, steps: int = 2
+    ) -> Steps[list[PromptTemplate]]:
+        """Learn over all clients how much each label word tells (`PromptTemplate.readout`), on the texts that each
+        prompt was scored on; no FM call.
+
+        A word's weight starts at its share of the prompt's own temperature, and is held there by ``strength``.
+        """
+        learned = []
+        for prompt in prompts:
+            if prompt.prompt_id not in self._pooled:
+                yield from self.ask([prompt], None)
+            pooled = self._pooled[prompt.prompt_id]
+            label = prompt.word_labels
+            share = pooled.weights[0] / np.bincount(label)[label]
+            start = Calibration(weights=tuple(share.tolist()), bias=pooled.bias)
+            at = yield from self._newton([prompt], None, start, strength, steps, words=True)
+            learned.append(replace(prompt, readout=at.weights))
+        return learned
+
+    def _newton(
+        self,
+        prompts: Sequence[PromptTemplate],
+        stop: int | None,
+        start: Calibration,
+        strength: float,
+        steps: int,
+        *,
+        words: bool = False,
+    ) -> Steps[Calibration]:
+        """``steps`` federated Newton steps from ``start``, to which ``strength`` holds the fit."""
+        at, size = start, len(start.weights) + len(start.bias)
+        for _ in range(steps):
+            body = Newton(prompts=tuple(prompts), stop=stop, weights=at.weights, bias=at.bias, words=words)
+            replies = yield from self.exchange(
+                "words" if words else "newton", dict.fromkeys(self.federation.clients, body)
+            )
+            pooled = sum_newton_parts(replies, size)
+            if pooled is None:
+                raise RunError("no client took part in the calibration; at least one is needed")
+            at = newton_step(pooled, at, start, strength)
+        return at
+
+    def prompt_set(self, prompts: Sequence[PromptTemplate], calibration: Calibration) -> PromptSet:
+        return PromptSet(
+            labels=self.federation.labels,
+            prompts=tuple(prompts),
+            weights=calibration.weights,
+            bias=calibration.bias,
+        )
+
+    def exchange(
+        self,
+        name: str,
+        tasks: Mapping[str, TaskBody],
+        grants: Mapping[str, int] | None = None,
+        again: Mapping[str, int] | None = None,
+    ) -> Steps[Replies]:
+        """One round of tasks, and its part in ``left``. ``grants``: the FM calls that each client may make."""
+        granted = dict(grants or {})
+        self.left -= sum(granted.values())
+        replies = yield Round(name=name, tasks=dict(tasks), grants=granted, again=dict(again or {}))
+        for client in tasks:
+            owed = self._owed.pop(client, 0) + granted.get(client, 0)
+            if client in replies:
+                self.left += max(owed - replies[client].usage.fm_calls, 0)
+            else:
+                self._owed[client] = owed
+        return replies
+
+
+def picked(replies: Replies, kind: type[B], fits: Callable[[B], bool]) -> dict[str, B]:
+    """Reply bodies of one kind by client. One of the wrong size is left out: a broken client costs only its part."""
+    return {c: r.body for c, r in replies.items() if isinstance(r.body, kind) and fits(r.body)}
+
+
+def sum_newton_parts(replies: Replies, size: int) -> NewtonSums | None:
+    """The clients' parts of a Newton step in ``size`` parameters, summed; None where there are none."""
+    right_size = picked(replies, NewtonPart, lambda b: len(b.gradient) ** 2 == len(b.hessian) == size**2)
+    total: NewtonSums | None = None
+    for part in right_size.values():
+        gradient, hessian = np.array(part.gradient), np.reshape(part.hessian, (size, size))
+        one = NewtonSums(n=part.n, loss=part.loss, gradient=gradient, hessian=hessian)
+        total = one if total is None else total + one
+    return total
