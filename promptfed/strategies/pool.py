@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from promptfed.prompts.grammar import Draft, similarity
+from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Standing, Steps, singles
 from promptfed.strategies.session import Session
 
 # Score that a draft gives up for being like one that is kept already: about two standard deviations between drafts.
 DIVERSITY = 0.04
+# Standard errors behind the leader at which a candidate is given up before its turn.
+CONTENDERS = 3.0
 
 
 class Pool:
@@ -57,3 +62,34 @@ class Pool:
             left.remove(best)
             kept.append(best)
         return kept
+
+
+def halve(
+    session: Session, prompts: Sequence[PromptTemplate], calls: int, *, n_final: int = 1
+) -> Steps[list[PromptTemplate]]:
+    """The ``n_final`` best of ``prompts``, best first, for at most ``calls`` FM calls: successive halving (Jamieson &
+    Talwalkar, AISTATS 2016, arXiv 1502.07943, section 2).
+
+    Rounds cost about the same each; after each at least the worse half goes, and with it whoever is more than
+    `CONTENDERS` standard errors of their paired difference behind the leader: what those would have cost goes to the
+    rounds that follow.
+    """
+    alive, since = list(prompts), session.spent
+    n_rounds = max(1, int(np.ceil(np.log2(max(len(alive), 1) / max(n_final, 1)))) + 1)
+    for r in range(n_rounds):
+        share = (calls - (session.spent - since)) // (n_rounds - r)
+        stop = session.reach(alive, max(share, 0))
+        if not stop:
+            break
+        standings = yield from session.score(alive, singles(alive), stop)
+        order = sorted(range(len(alive)), key=lambda i: -standings[i].score)
+        if r < n_rounds - 1:
+            order = order[: max(n_final, (len(order) + 1) // 2)]
+            # Differences are to the first of the round: to the leader's, both errors add up at most.
+            best = standings[order[0]]
+            near = [i for i in order if best.diff - standings[i].diff <= CONTENDERS * (best.diff_se + standings[i].diff_se)]
+            order = order[: max(n_final, len(near))]
+        alive = [alive[i] for i in order]
+        if len(alive) <= n_final and r >= n_rounds - 2:
+            break
+    return alive[:n_final]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,9 +26,10 @@ from promptfed.messages import (
     Write,
     Written,
 )
+from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, batch_calibration, fit, moments, sums
 from promptfed.prompts.template import PromptTemplate
-from promptfed.strategies.base import Federation, Round, singles
+from promptfed.strategies.base import Federation, Reading, Round, Steps, singles
 from promptfed.strategies.session import Session
 from promptfed.types import FloatArray, IntArray, TextRequest
 from tests.support import finish, replies, reply
@@ -458,3 +460,91 @@ def test_calibration_without_stop_costs_nothing() -> None:
     # No pull from the labels: the prior stays, weight 1.5 / sd with sd 1 and no lean.
     assert prompt.weights == pytest.approx((1.5,))
     assert prompt.bias == pytest.approx((0.0, 0.0))
+
+
+# ---------------------------------------------------------------- anytime
+
+
+def fitted_scores(round_: Round) -> Mapping[str, Reply]:
+    """As `even_scores`, and a calibration that stays where it starts."""
+    bodies: dict[str, ReplyBody] = {c: r.body for c, r in even_scores(round_).items()}
+    for client, body in round_.tasks.items():
+        if isinstance(body, Newton):
+            size = len(body.weights) + len(body.bias)
+            bodies[client] = NewtonPart(n=4, loss=2.0, gradient=(0.0,) * size, hessian=(0.0,) * size**2)
+    return replies(bodies)
+
+
+def a_search(
+    readings: list[Reading], cost: int = 30, max_fm_calls: int = 100, milestones: tuple[int, ...] = ()
+) -> Steps[PromptSet]:
+    """A method that scores one more prompt a round, on as many texts as ``cost`` calls pay for."""
+
+    def run(given: Federation) -> Steps[PromptSet]:
+        session, best = Session(given), [P[0]]
+        while (yield from session.affords(cost, best)):
+            prompt = PromptTemplate(text=f"{session.spent} {{text}}", words=("bad", "good"))
+            yield from session.score([prompt], [(0,)], cost // len(given.clients))
+            best = [prompt, *best]
+        return (yield from session.conclude(best))
+
+    return run(replace(federation(max_fm_calls, a=100, b=100), milestones=milestones, read=readings.append))
+
+
+def test_a_search_stops_where_the_rest_is_held_back_and_is_read_there() -> None:
+    readings: list[Reading] = []
+
+    rounds, prompt = finish(a_search(readings, max_fm_calls=100), fitted_scores)
+
+    granted = [n for r in rounds if (n := sum(r.grants.values()))]
+    # A third round of 30 would pass 60. What is left takes the new prompt to text 16 and both others there from 15.
+    assert granted == [30, 30, 2 * (16 + 1 + 1)]
+    assert [(r.milestone, r.prompt) for r in readings] == [(100, prompt)]
+    assert readings[0].fm_calls == 96
+
+
+def test_milestones_are_read_on_the_way_each_within_its_calls() -> None:
+    readings: list[Reading] = []
+
+    _, prompt = finish(a_search(readings, max_fm_calls=400, milestones=(100, 200)), fitted_scores)
+
+    assert [r.milestone for r in readings] == [100, 200, 400]
+    assert all(r.fm_calls <= r.milestone for r in readings)
+    assert readings[-1].prompt == prompt
+
+
+def test_a_milestone_that_one_round_would_skip_is_read_with_what_there_is() -> None:
+    readings: list[Reading] = []
+
+    finish(a_search(readings, cost=150, max_fm_calls=400, milestones=(50, 100)), fitted_scores)
+
+    assert [r.milestone for r in readings] == [50, 100, 400]
+    assert [p.text for p in readings[0].prompt.prompts] == [P[0].text]
+
+
+def test_a_reading_is_calibrated_on_texts_that_all_its_prompts_were_scored_on() -> None:
+    readings: list[Reading] = []
+
+    rounds, _ = finish(a_search(readings, max_fm_calls=100), fitted_scores)
+
+    newton = [r for r in rounds if r.name == "newton"]
+    assert {body.stop for r in newton for body in r.tasks.values() if isinstance(body, Newton)} == {readings[0].stop}
+
+
+def test_the_set_is_chosen_by_its_score_less_its_penalty() -> None:
+    def answer(round_: Round) -> Mapping[str, Reply]:
+        bodies: dict[str, ReplyBody] = {}
+        for client, body in round_.tasks.items():
+            if isinstance(body, Score):
+                totals = tuple({(0, 1): 3.6, (0, 2): 3.5, (1, 2): 3.4}.get(s, 1.0) for s in body.sets)
+                bodies[client] = Scored(n=4, total=totals, diff=totals, diff_sq=totals)
+            elif isinstance(body, Ask):
+                bodies[client] = flat_moments(4, len(body.prompts))
+        return replies(bodies)
+
+    session = Session(federation(a=4))
+    _, plain = finish(session.rank_sets(P, 4), answer)
+    _, apart = finish(session.rank_sets(P, 4, lambda s: 0.1 if s == (0, 1) else 0.0), answer)
+
+    assert [set(s) for s in plain] == [{0, 1}, {0, 2}, {1, 2}]
+    assert set(apart[0]) == {0, 2}

@@ -1,0 +1,354 @@
+"""All methods on equal terms: one run a method and seed, read at several numbers of FM calls.
+
+    python benchmarks/methods.py trials [--data ...] [--methods ...]   # options, chosen on a part of train
+    python benchmarks/methods.py run [--data ...] [--methods ...] [--seeds 1 2 3] [--calls 2500]
+    python benchmarks/methods.py table                                  # reads benchmarks/results/methods, no model
+    python benchmarks/methods.py --quick                                # three minutes, for CI
+
+Every method has the same FM, split, exemplar pool, label words, share of calls and calibration on offer, returns its
+three best prompts, and had the same number of trials of its options. A run is kept in its folder under ``--work`` and
+goes on where it was stopped; what is measured of it is written to benchmarks/results/methods, so that the tables can be
+made again. `table` prints JSON and writes docs/methods.md's table and picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluators.compare import Comparison, compare, mean_interval
+from promptfed.app import resume, run
+from promptfed.config import Config, load_config
+from promptfed.errors import DataError
+from promptfed.registry import load_method
+from promptfed.runs import correctness, read_summary
+from promptfed.types import FloatArray
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "methods"
+DEMO = ROOT / "examples" / "sentiment5" / "demo.toml"
+TOPICS = ROOT.parent / "shared" / "data" / "topics6"
+CALLS, MILESTONES = 2500, (500, 1000)
+LONG = 5000
+FLAGSHIP = "race"
+FEDERATED = (
+    "race",
+    "fedpob",
+    "fed_gepa",
+    "fed_icl",
+    "aug_pe",
+    "dp_opt_vote",
+    "fedone_bdpl",
+    "fedone_gs_bdpl",
+    "fedbpt",
+    "fedavg_bbt",
+    "fedtextgrad",
+)
+BASELINES = ("zero_shot", "manual_few_shot", "local_only", "centralised")
+# Set of three and its best prompt alone, under the clients' own calibration and under the pooled one.
+ARMS = ("fm", "fm_pooled", "fm_single", "fm_single_pooled")
+PersonalArms = ("fm_personal",)
+# Other settings of each method's options than its defaults, tried on a part of train: three trials a method in all.
+TRIALS: dict[str, tuple[dict[str, Any], ...]] = {}
+
+PerText = dict[str, FloatArray]
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["trials", "run", "table"], default="table")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--data", nargs="+", choices=["sentiment5", "topics6"], default=["sentiment5", "topics6"])
+    parser.add_argument("--methods", nargs="+", default=[*FEDERATED, *BASELINES])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--calls", type=int, default=CALLS)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "methods")
+    args = parser.parse_args()
+    if args.quick:
+        print(json.dumps(quick(args.work / "quick"), indent=2))
+    elif args.what == "trials":
+        for data in args.data:
+            for method in args.methods:
+                trial(data, method, args.work / "trials")
+    elif args.what == "run":
+        for seed in args.seeds:
+            for data in args.data:
+                for method in args.methods:
+                    measure(data, method, seed, args.calls, args.work)
+    else:
+        print(json.dumps(write_tables(), indent=2))
+
+
+# ------------------------------------------------------------------------------------------------ running
+
+
+def configured(data: str, method: str, seed: int, calls: int, **changes: Any) -> Config:
+    """The configuration of one run."""
+    options = chosen_options(data, method)
+    milestones = [m for m in (*MILESTONES, CALLS) if m < calls]
+    overrides = {
+        "seed": seed,
+        "method.name": method,
+        "budget.max_fm_calls": calls,
+        "budget.milestones": milestones,
+        "evaluation.baselines": [],
+        **{f"method.options.{name}": value for name, value in options.items()},
+        **changes,
+    }
+    if data == "sentiment5":
+        return load_config(DEMO, [f"{key}={_toml(value)}" for key, value in overrides.items()])
+    source = {
+        "data": {part: str((TOPICS / f"{part}.csv").resolve()) for part in ("train", "test")},
+        "partition": {"clients": 10, "alpha": 0.1},
+        "task": {"instruction": "Classify the topic of the text."},
+    }
+    return load_config(source, [f"{key}={_toml(value)}" for key, value in overrides.items()])
+
+
+def measure(data: str, method: str, seed: int, calls: int, work: Path) -> None:
+    """Run, unless the record is there; a run that was stopped goes on."""
+    record = RESULTS / data / f"{method}-{seed}.json"
+    if record.is_file() and json.loads(record.read_text())["max_fm_calls"] >= calls:
+        return
+    folder = work / f"{data}-{method}-{seed}-{calls}"
+    print(f"running {folder.name}", file=sys.stderr, flush=True)
+    _kept(folder, configured(data, method, seed, calls))
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(recorded(folder, data, method, seed)) + "\n")
+
+
+def _kept(folder: Path, config: Config) -> None:
+    if (folder / "summary.json").is_file():
+        return
+    if (folder / "config.toml").is_file():
+        resume(folder)
+    else:
+        if folder.exists():
+            shutil.rmtree(folder)
+        run(config, out=folder)
+
+
+def recorded(folder: Path, data: str, method: str, seed: int) -> dict[str, Any]:
+    """What is kept of a run: what was spent by each milestone, and by arm and client which texts were answered rightly
+    (bits, texts sorted by hash, in hexadecimal)."""
+    summary = read_summary(folder)
+    names = [r["milestone"] for r in summary["readings"]]
+    arms = [f"{arm}@{m}" for m in names for arm in (*ARMS, *PersonalArms)]
+    return {
+        "data": data,
+        "method": method,
+        "seed": seed,
+        "options": chosen_options(data, method),
+        "max_fm_calls": summary["max_fm_calls"],
+        "commit": _commit(),
+        "machine": _machine(),
+        "fm": summary["fm"],
+        "readings": summary["readings"],
+        "n_clients": summary["n_clients"],
+        "seconds": {phase: ledger["wall_s"] for phase, ledger in summary["ledger"].items()},
+        "right": {arm: packed for arm in arms if (packed := _packed(folder, arm))},
+    }
+
+
+def _packed(folder: Path, arm: str) -> dict[str, Any] | None:
+    try:
+        right = correctness([folder], arm)
+    except DataError:  # a method that has no such arm
+        return None
+    return {c: {"n": v.shape[1], "bits": np.packbits(v[0].astype(bool)).tobytes().hex()} for c, v in right.items()}
+
+
+# ------------------------------------------------------------------------------------------------ trials
+
+
+def trial(data: str, method: str, work: Path) -> None:
+    """Try each setting of a method's options once, on a part of train, and keep the best by the mean over arms and
+    milestones on the rest of train."""
+    settings = [{}, *TRIALS.get(method, ())]
+    if len(settings) == 1:
+        return
+    folder = _split_train(data, work)
+    scores = []
+    for i, options in enumerate(settings):
+        to = work / f"{data}-{method}-{i}"
+        changes: dict[str, Any] = {f"method.options.{name}": value for name, value in options.items()}
+        changes |= {"data.train": str(folder / "train.csv"), "data.test": str(folder / "valid.csv")}
+        changes |= {"budget.milestones": [500]}
+        print(f"trying {to.name} {options}", file=sys.stderr, flush=True)
+        _kept(to, configured(data, method, 0, 1000, **changes))
+        accuracy = read_summary(to)["metrics"]["accuracy"]
+        scores.append(float(np.mean([accuracy[f"{arm}@{m}"]["mean"] for arm in ARMS for m in (500, 1000)])))
+    best = int(np.argmax(scores))
+    path = RESULTS / "options.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    tried = [{"options": s, "accuracy": round(a, 4)} for s, a in zip(settings, scores, strict=True)]
+    known.setdefault(data, {})[method] = {"chosen": settings[best], "tried": tried}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def chosen_options(data: str, method: str) -> dict[str, Any]:
+    """What the trials chose; the defaults where there were none."""
+    path = RESULTS / "options.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    options: dict[str, Any] = known.get(data, {}).get(method, {}).get("chosen", {})
+    return options
+
+
+def _split_train(data: str, work: Path) -> Path:
+    """Train once more in two: 70 in 100 to tune on, the rest to choose options by."""
+    folder = work / data
+    if not (folder / "valid.csv").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        path = DEMO.parent / "train.csv.gz" if data == "sentiment5" else TOPICS / "train.csv"
+        rows = _rows(path)
+        held = np.random.default_rng(0).random(len(rows)) < 0.3
+        for name, wanted in (("train", False), ("valid", True)):
+            with (folder / f"{name}.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(row for row, is_held in zip(rows, held, strict=True) if is_held == wanted)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def records(data: str) -> list[dict[str, Any]]:
+    """All that was measured on one data set."""
+    return [json.loads(path.read_text()) for path in sorted((RESULTS / data).glob("*.json"))]
+
+
+def right(found: Sequence[Mapping[str, Any]], arm: str) -> PerText:
+    """1 where an arm was right, by client, (n_seeds, n_texts). Where seeds deal texts out differently (topics6), a
+    client of one seed is a stratum of its own."""
+    apart = found[0]["data"] == "topics6"
+    out: dict[str, list[FloatArray]] = {}
+    for record in found:
+        for client, packed in record["right"][arm].items():
+            bits = np.unpackbits(np.frombuffer(bytes.fromhex(packed["bits"]), dtype=np.uint8))[: packed["n"]]
+            out.setdefault(f"{record['seed']}/{client}" if apart else client, []).append(bits.astype(np.float64))
+    return {client: np.stack(rows) for client, rows in out.items()}
+
+
+def paired(found: Sequence[Mapping[str, Any]], a: tuple[str, str], b: tuple[str, str]) -> Comparison | None:
+    """(method, arm) ``a`` against ``b`` on the seeds that both were run with."""
+    have = [{r["seed"]: r for r in found if r["method"] == method and arm in r["right"]} for method, arm in (a, b)]
+    seeds = sorted(have[0].keys() & have[1].keys())
+    if not seeds:
+        return None
+    return compare(right([have[0][s] for s in seeds], a[1]), right([have[1][s] for s in seeds], b[1]))
+
+
+def write_tables() -> dict[str, Any]:
+    """The rows of the claim, and docs/methods/benchmark.md with its picture."""
+    out: dict[str, Any] = {}
+    for data in ("sentiment5", "topics6"):
+        found = records(data)
+        if found:
+            out[data] = {"methods": list(_method_rows(found)), "race": list(_race_rows(found))}
+    return out
+
+
+def _method_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for method in [m for m in (*FEDERATED, *BASELINES) if any(r["method"] == m for r in found)]:
+        mine = [r for r in found if r["method"] == method]
+        for milestone in sorted({m["milestone"] for r in mine for m in r["readings"]}):
+            read = [m for r in mine for m in r["readings"] if m["milestone"] == milestone]
+            row: dict[str, Any] = {"method": method, "calls": milestone, "seeds": len(read)}
+            row["weak_fm"] = load_method(method).card.reads_text
+            for arm in (*ARMS, *PersonalArms):
+                having = [r for r in mine if f"{arm}@{milestone}" in r["right"]]
+                if having:
+                    mean, ci95 = mean_interval(right(having, f"{arm}@{milestone}"))
+                    row[arm] = {"mean": round(mean, 4), "ci95": [round(x, 4) for x in ci95]}
+            for what in ("fm_calls", "tokens", "bytes_up", "bytes_down", "wall_s"):
+                row[what] = float(np.mean([m[what] for m in read]))
+            yield row
+
+
+def _race_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """race against every other federated method, arm by arm and milestone by milestone."""
+    for method in FEDERATED[1:]:
+        for milestone in (*MILESTONES, CALLS, LONG):
+            for arm in ARMS:
+                versus = paired(found, (FLAGSHIP, f"{arm}@{milestone}"), (method, f"{arm}@{milestone}"))
+                if versus is not None:
+                    yield {
+                        "method": method,
+                        "calls": milestone,
+                        "arm": arm,
+                        "points": round(100 * versus.difference, 2),
+                        "ci95": [round(100 * x, 2) for x in versus.ci95],
+                        "above": versus.ci95[0] > -0.01,
+                    }
+
+
+# ------------------------------------------------------------------------------------------------ quick
+
+
+def quick(work: Path) -> dict[str, Any]:
+    """A few methods with small budgets on a part of sentiment5: that all of it runs, not who is ahead."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    for part, n in (("train", 60), ("test", 30)):
+        rows = _rows(DEMO.parent / f"{part}.csv.gz")
+        with (work / f"{part}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            for client in sorted({row["client"] for row in rows}):
+                writer.writerows([row for row in rows if row["client"] == client][:n])
+    out = {}
+    for method in ("race", "fedpob", "fedone_bdpl", "fedbpt", "zero_shot"):
+        changes = {f"data.{part}": str(work / f"{part}.csv") for part in ("train", "test")}
+        run(configured("sentiment5", method, 1, 400, **changes, **{"budget.milestones": [250]}), out=work / method)
+        kept = recorded(work / method, "sentiment5", method, 1)
+        out[method] = {arm: round(mean_interval(right([kept], arm))[0], 4) for arm in kept["right"]}
+    return out
+
+
+# ------------------------------------------------------------------------------------------------ helpers
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    content = path.read_bytes()
+    text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+    return list(csv.DictReader(text.splitlines(keepends=True)))
+
+
+def _toml(value: Any) -> str:
+    """As a value in ``--set``: JSON is TOML for what stands here."""
+    return json.dumps(value)
+
+
+def _commit() -> str:
+    git = shutil.which("git") or "git"
+    done = subprocess.run([git, "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+    }
+
+
+if __name__ == "__main__":
+    main()
