@@ -189,8 +189,8 @@ def trial(data: str, method: str, work: Path) -> None:
         changes |= {"budget.milestones": [500]}
         print(f"trying {to.name} {options}", file=sys.stderr, flush=True)
         _kept(to, configured(data, method, 0, 1000, **changes))
-        accuracy = read_summary(to)["metrics"]["accuracy"]
-        scores.append(float(np.mean([accuracy[f"{arm}@{m}"]["mean"] for arm in ARMS for m in (500, 1000)])))
+        read = [r["metrics"]["accuracy"] for r in read_summary(to)["readings"]]
+        scores.append(float(np.mean([accuracy[arm]["mean"] for accuracy in read for arm in ARMS])))
     best = int(np.argmax(scores))
     path = RESULTS / "options.json"
     known = json.loads(path.read_text()) if path.is_file() else {}

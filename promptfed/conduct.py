@@ -276,6 +276,11 @@ class Conductor(ABC):
             tasks = {client: Evaluate(arm="local_only", prompt=prompt) for client, prompt in prompts.items()}
             await self._measure_each(server, tasks, n_test)
 
+    def _at(self, milestone: int) -> dict[str, Any]:
+        """What was measured at a milestone, as in `summarise`, by the arms' own names."""
+        end = f"@{milestone}"
+        return summarise({a.removesuffix(end): m for a, m in self._arms.items() if a.endswith(end)})
+
     def _federation(self, n_train: Mapping[str, int], soft_space: SoftSpace | None) -> Federation:
         config = self.config
         return Federation(
@@ -315,7 +320,8 @@ class Conductor(ABC):
     def shared_arms(self) -> dict[str, dict[str, Evaluated]]:
         """Of every other arm, what the clients gave for it that were measured on the tuned prompt too."""
         tuned = self._arms.get("fm", {})
-        both = {a: {c: e for c, e in m.items() if c in tuned} for a, m in self._arms.items() if a != "fm"}
+        whole = {a: m for a, m in self._arms.items() if a != "fm" and "@" not in a}
+        both = {a: {c: e for c, e in m.items() if c in tuned} for a, m in whole.items()}
         return {arm: measured for arm, measured in both.items() if measured}
 
     def _save(self, prompt: PromptSet) -> None:
@@ -340,13 +346,13 @@ class Conductor(ABC):
             "prompt_id": prompt.prompt_id,
             "stack": {"fm": round(stack[0], 4), "dm": round(stack[1], 4)},
             "primary_metric": PRIMARY,
-            "metrics": summarise(self._arms),
+            "metrics": summarise(arms := {a: m for a, m in self._arms.items() if "@" not in a}),
             "calls_per_prediction": {
                 arm: float(np.mean([e.calls_per_prediction for e in by_client.values()]))
-                for arm, by_client in self._arms.items()
+                for arm, by_client in arms.items()
             },
             "max_fm_calls": config.budget.max_fm_calls,
-            "readings": [spent for _, spent in self._readings],
+            "readings": [{**spent, "metrics": self._at(spent["milestone"])} for _, spent in self._readings],
             "n_dropped_texts": sum(j.n_dropped for j in joined.values()),
             "ledger": self.ledger.as_dict(),
             "privacy": {"releases": []},

@@ -72,7 +72,9 @@ def overlap_rule(request: LabelRequest) -> list[float]:
     for label in request.labels:
         exemplars = " ".join(b for b in blocks if b.rstrip().endswith(label.strip())).lower()
         shared = len(words & set(_WORD.findall(exemplars)))
-        logits.append(2.0 * shared + _noise(request.prefix, label) + 0.5 * _noise(request.prefix, request.text, label))
+        logits.append(
+            2.0 * shared + hash_noise(request.prefix, label) + 0.5 * hash_noise(request.prefix, request.text, label)
+        )
     return logits
 
 
@@ -81,7 +83,7 @@ def _hash(*parts: str) -> list[int]:
     return [int.from_bytes(digest[i : i + 4], "big") for i in (0, 4)]
 
 
-def _noise(*parts: str) -> float:
+def hash_noise(*parts: str) -> float:
     """A standard normal number that depends on ``parts`` alone (Box-Muller on two hash words)."""
     a, b = ((h + 1) / (2**32 + 1) for h in _hash(*parts))
     return math.sqrt(-2 * math.log(a)) * math.cos(2 * math.pi * b)

@@ -32,6 +32,7 @@ NAMES = {
     "fm": "tuned prompts",
     "fm_pooled": "tuned, new client",
     "fm_single": "tuned, best one",
+    "fm_single_pooled": "best one, new client",
     "fm_dm": "tuned + own model",
     "dm_local": "own small model",
     "dm_fedavg": "FedAvg model",
@@ -42,7 +43,7 @@ NAMES = {
     "centralised": "all texts together",
 }
 # What a run ships, not what it is compared with.
-OWN_ARMS = ("fm", "fm_pooled", "fm_single", "fm_dm")
+OWN_ARMS = ("fm", "fm_pooled", "fm_single", "fm_single_pooled", "fm_dm")
 CLIENT_ARMS = ("fm", "fm_dm", "dm_local", "manual_few_shot", "zero_shot")
 
 
@@ -81,6 +82,14 @@ class PhaseAccount(Account):
     by_client: dict[str, Account] = field(default_factory=dict)
 
 
+class Milestone(_Record):
+    """What a smaller budget would have come to."""
+
+    milestone: int
+    fm_calls: int
+    metrics: dict[str, dict[str, Arm]] = Field(default_factory=dict)
+
+
 class Summary(_Record):
     """What the report needs of summary.json."""
 
@@ -99,6 +108,7 @@ class Summary(_Record):
     metrics: dict[str, dict[str, Arm]]
     calls_per_prediction: dict[str, float]
     max_fm_calls: int
+    readings: tuple[Milestone, ...] = ()
     n_dropped_texts: int
     comparisons: dict[str, Paired] = Field(default_factory=dict)
     ledger: dict[str, PhaseAccount]
@@ -248,6 +258,7 @@ def view(run: Run) -> dict[str, Any]:
         "client_arms": [arm for arm in CLIENT_ARMS if arm in summary.arms],
         **headline(summary),
         "curves": curves(run),
+        "milestones": [(r, r.metrics.get(summary.primary_metric, {})) for r in summary.readings if r.metrics],
         "pictures": client_pictures(summary),
         "client_rows": client_rows(summary),
         "history": history(run.events),

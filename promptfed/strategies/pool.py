@@ -87,7 +87,9 @@ def halve(
             order = order[: max(n_final, (len(order) + 1) // 2)]
             # Differences are to the first of the round: to the leader's, both errors add up at most.
             best = standings[order[0]]
-            near = [i for i in order if best.diff - standings[i].diff <= CONTENDERS * (best.diff_se + standings[i].diff_se)]
+            near = [
+                i for i in order if best.diff - standings[i].diff <= CONTENDERS * (best.diff_se + standings[i].diff_se)
+            ]
             order = order[: max(n_final, len(near))]
         alive = [alive[i] for i in order]
         if len(alive) <= n_final and r >= n_rounds - 2:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import promptfed
-from promptfed.errors import BudgetError, CapabilityError, ConfigError, DataError
+from promptfed.errors import BudgetError, CapabilityError, ConfigError, DataError, UnknownNameError
 from promptfed.federation.events import read_events
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.fm.scripted import ScriptedFM
@@ -119,6 +119,35 @@ def test_the_events_add_up_to_the_ledger(finished: promptfed.Result) -> None:
 
 def test_tuning_beats_zero_shot_on_a_task_that_exemplars_help(finished: promptfed.Result) -> None:
     assert finished.score("fm") > finished.score("zero_shot") + 0.1
+
+
+def test_a_run_with_milestones_is_measured_at_each_and_reports_it(config: dict[str, Any], tmp_path: Path) -> None:
+    budget = {"max_fm_calls": 600, "milestones": [200, 400]}
+
+    result = run({**config, "budget": budget, "evaluation": {"baselines": []}}, tmp_path / "read")
+
+    readings = result.summary["readings"]
+    assert [r["milestone"] for r in readings] == [200, 400, 600]
+    assert all(r["fm_calls"] <= r["milestone"] for r in readings)
+    assert [r["bytes_up"] for r in readings] == sorted(r["bytes_up"] for r in readings)
+    arms = {"fm", "fm_pooled", "fm_single", "fm_single_pooled"}
+    assert all(set(r["metrics"]["accuracy"]) == arms for r in readings)
+    # The last reading is the run's own result.
+    for arm in ("fm", "fm_pooled"):
+        assert readings[-1]["metrics"]["accuracy"][arm]["mean"] == result.score(arm)
+    assert "What fewer FM calls would have come to" in (tmp_path / "read" / "report.html").read_text()
+    assert set(result.summary["metrics"]["accuracy"]) == {"fm", "fm_pooled", "fm_single", "fm_dm", "dm_local"}
+
+
+@pytest.mark.parametrize("milestones", [[400, 200], [0, 200], [600], [200, 200]])
+def test_milestones_ascend_within_the_budget(config: dict[str, Any], milestones: list[int]) -> None:
+    with pytest.raises(ConfigError, match=r"milestones.*ascending numbers of calls below max_fm_calls = 600"):
+        run({**config, "budget": {"max_fm_calls": 600, "milestones": milestones}})
+
+
+def test_an_option_that_a_method_lacks_is_told_before_anything_is_paid(config: dict[str, Any]) -> None:
+    with pytest.raises(UnknownNameError, match=r"option of method 'race' 'speed'"):
+        run({**config, "method": {"name": "race", "options": {"speed": 3}}})
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_prompt(
