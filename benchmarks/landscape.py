@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from methods_tables import ARMS, BASELINES, FEDERATED
 
-from benchmarks.methods import ARMS, BASELINES, FEDERATED
 from promptfed.app import run
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import hash_noise

@@ -21,49 +21,35 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from methods_tables import (
+    ARMS,
+    BASELINES,
+    CALLS,
+    DATA,
+    FEDERATED,
+    MILESTONES,
+    PERSONAL,
+    right,
+    write_tables,
+)
 
-from evaluators.compare import Comparison, compare, mean_interval
+from evaluators.compare import mean_interval
 from promptfed.app import resume, run
 from promptfed.config import Config, load_config
 from promptfed.errors import DataError
-from promptfed.registry import load_method
 from promptfed.runs import correctness, read_summary
-from promptfed.types import FloatArray
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "methods"
 DEMO = ROOT / "examples" / "sentiment5" / "demo.toml"
 TOPICS = ROOT.parent / "shared" / "data" / "topics6"
-CALLS, MILESTONES = 2500, (500, 1000)
-LONG = 5000
-FLAGSHIP = "race"
-FEDERATED = (
-    "race",
-    "fedpob",
-    "fed_gepa",
-    "fed_icl",
-    "aug_pe",
-    "dp_opt_vote",
-    "fedone_bdpl",
-    "fedone_gs_bdpl",
-    "fedbpt",
-    "fedavg_bbt",
-    "fedtextgrad",
-)
-BASELINES = ("zero_shot", "manual_few_shot", "local_only", "centralised")
-# Set of three and its best prompt alone, under the clients' own calibration and under the pooled one.
-ARMS = ("fm", "fm_pooled", "fm_single", "fm_single_pooled")
-PersonalArms = ("fm_personal",)
 # Other settings of each method's options than its defaults, tried on a part of train: three trials a method in all.
 TRIALS: dict[str, tuple[dict[str, Any], ...]] = {}
-
-PerText = dict[str, FloatArray]
 
 
 def main() -> None:
@@ -71,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["trials", "run", "table"], default="table")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--data", nargs="+", choices=["sentiment5", "topics6"], default=["sentiment5", "topics6"])
+    parser.add_argument("--data", nargs="+", choices=DATA, default=[*DATA])
     parser.add_argument("--methods", nargs="+", default=[*FEDERATED, *BASELINES])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--calls", type=int, default=CALLS)
@@ -89,7 +75,7 @@ def main() -> None:
                 for method in args.methods:
                     measure(data, method, seed, args.calls, args.work)
     else:
-        print(json.dumps(write_tables(), indent=2))
+        print(json.dumps(write_tables(RESULTS), indent=2))
 
 
 # ------------------------------------------------------------------------------------------------ running
@@ -146,7 +132,7 @@ def recorded(folder: Path, data: str, method: str, seed: int) -> dict[str, Any]:
     (bits, texts sorted by hash, in hexadecimal)."""
     summary = read_summary(folder)
     names = [r["milestone"] for r in summary["readings"]]
-    arms = [f"{arm}@{m}" for m in names for arm in (*ARMS, *PersonalArms)]
+    arms = [f"{arm}@{m}" for m in names for arm in (*ARMS, *PERSONAL)]
     return {
         "data": data,
         "method": method,
@@ -222,79 +208,6 @@ def _split_train(data: str, work: Path) -> Path:
                 writer.writeheader()
                 writer.writerows(row for row, is_held in zip(rows, held, strict=True) if is_held == wanted)
     return folder
-
-
-# ------------------------------------------------------------------------------------------------ tables
-
-
-def records(data: str) -> list[dict[str, Any]]:
-    """All that was measured on one data set."""
-    return [json.loads(path.read_text()) for path in sorted((RESULTS / data).glob("*.json"))]
-
-
-def right(found: Sequence[Mapping[str, Any]], arm: str) -> PerText:
-    """1 where an arm was right, by client, (n_seeds, n_texts). Where seeds deal texts out differently (topics6), a
-    client of one seed is a stratum of its own."""
-    apart = found[0]["data"] == "topics6"
-    out: dict[str, list[FloatArray]] = {}
-    for record in found:
-        for client, packed in record["right"][arm].items():
-            bits = np.unpackbits(np.frombuffer(bytes.fromhex(packed["bits"]), dtype=np.uint8))[: packed["n"]]
-            out.setdefault(f"{record['seed']}/{client}" if apart else client, []).append(bits.astype(np.float64))
-    return {client: np.stack(rows) for client, rows in out.items()}
-
-
-def paired(found: Sequence[Mapping[str, Any]], a: tuple[str, str], b: tuple[str, str]) -> Comparison | None:
-    """(method, arm) ``a`` against ``b`` on the seeds that both were run with."""
-    have = [{r["seed"]: r for r in found if r["method"] == method and arm in r["right"]} for method, arm in (a, b)]
-    seeds = sorted(have[0].keys() & have[1].keys())
-    if not seeds:
-        return None
-    return compare(right([have[0][s] for s in seeds], a[1]), right([have[1][s] for s in seeds], b[1]))
-
-
-def write_tables() -> dict[str, Any]:
-    """The rows of the claim, and docs/methods/benchmark.md with its picture."""
-    out: dict[str, Any] = {}
-    for data in ("sentiment5", "topics6"):
-        found = records(data)
-        if found:
-            out[data] = {"methods": list(_method_rows(found)), "race": list(_race_rows(found))}
-    return out
-
-
-def _method_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for method in [m for m in (*FEDERATED, *BASELINES) if any(r["method"] == m for r in found)]:
-        mine = [r for r in found if r["method"] == method]
-        for milestone in sorted({m["milestone"] for r in mine for m in r["readings"]}):
-            read = [m for r in mine for m in r["readings"] if m["milestone"] == milestone]
-            row: dict[str, Any] = {"method": method, "calls": milestone, "seeds": len(read)}
-            row["weak_fm"] = load_method(method).card.reads_text
-            for arm in (*ARMS, *PersonalArms):
-                having = [r for r in mine if f"{arm}@{milestone}" in r["right"]]
-                if having:
-                    mean, ci95 = mean_interval(right(having, f"{arm}@{milestone}"))
-                    row[arm] = {"mean": round(mean, 4), "ci95": [round(x, 4) for x in ci95]}
-            for what in ("fm_calls", "tokens", "bytes_up", "bytes_down", "wall_s"):
-                row[what] = float(np.mean([m[what] for m in read]))
-            yield row
-
-
-def _race_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """race against every other federated method, arm by arm and milestone by milestone."""
-    for method in FEDERATED[1:]:
-        for milestone in (*MILESTONES, CALLS, LONG):
-            for arm in ARMS:
-                versus = paired(found, (FLAGSHIP, f"{arm}@{milestone}"), (method, f"{arm}@{milestone}"))
-                if versus is not None:
-                    yield {
-                        "method": method,
-                        "calls": milestone,
-                        "arm": arm,
-                        "points": round(100 * versus.difference, 2),
-                        "ci95": [round(100 * x, 2) for x in versus.ci95],
-                        "above": versus.ci95[0] > -0.01,
-                    }
 
 
 # ------------------------------------------------------------------------------------------------ quick
