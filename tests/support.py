@@ -113,6 +113,29 @@ def public_texts(n_words: int = 6) -> tuple[str, ...]:
     return tuple(f"A {word} {thing}." for thing in THINGS[:3] for word in (*CHEERFUL[:n_words], *GLOOMY[:n_words]))
 
 
+TOPICS = ("art", "cooking", "gardening", "law", "sport", "travel")
+TOPIC_WORDS = (
+    ("canvas", "painter", "gallery"),
+    ("oven", "recipe", "flour"),
+    ("soil", "tulip", "hedge"),
+    ("judge", "verdict", "statute"),
+    ("goal", "referee", "league"),
+    ("airport", "luggage", "hotel"),
+)
+
+
+def topic_texts(n: int, seed: int = 0, alpha: float = 0.5) -> Labelled:
+    """``n`` made-up notes on six topics, whose shares are drawn from Dirichlet(``alpha``); the topic shows in a word."""
+    rng = np.random.default_rng([seed, 6])
+    labels = rng.choice(len(TOPICS), size=n, p=rng.dirichlet(np.full(len(TOPICS), alpha)))
+    texts = tuple(f"We spoke of the {rng.choice(TOPIC_WORDS[k])} for {rng.integers(2, 90)} minutes." for k in labels)
+    return Labelled(texts=texts, labels=labels.astype(np.int64))
+
+
+def public_topic_texts() -> tuple[str, ...]:
+    return tuple(f"It is about the {word}." for words in TOPIC_WORDS for word in words)
+
+
 def client_data(client_id: str, n_train: int = 20, n_test: int = 10, seed: int = 0, n_words: int = 6) -> ClientData:
     """One client's made-up texts; another ``seed``, other texts."""
     return ClientData(
@@ -161,18 +184,25 @@ def bench(
     checkpoint: Checkpoint | None = None,
     wrap: Callable[[InProcessTransport], Any] = lambda transport: transport,
     folder: Path | None = None,
+    topics: bool = False,
     **options: Any,
 ) -> Bench:
     """``n_clients`` clients with ``n_train`` texts each, a server and books. ``wrap`` may put a fault on the wire;
-    under ``folder`` each client keeps its journal and history."""
+    under ``folder`` each client keeps its journal and history. ``topics``: six labels, unevenly dealt."""
+    labels = TOPICS if topics else LABELS
+    if topics:
+        task = {"labels": TOPICS, "words": TOPICS, "public": public_topic_texts(), "instruction": "What is the topic?"}
+        options = {**task, **options}
     counting = CountingFM(fm or ScriptedFM())
     ledger, events = Ledger(), EventLog()
     clients = {}
     for c in range(n_clients):
         data = client_data(f"client{c}", n_train, n_test, seed=c, n_words=n_words)
+        if topics:
+            data = replace(data, train=topic_texts(n_train, c), test=topic_texts(n_test, c))
         own = folder / data.client_id if folder else None
         source: BaseFM = RecordingFM(counting, own / "journal.jsonl") if own else counting
-        clients[data.client_id] = Client(data, LABELS, source, WordEncoder(), seed=1, folder=own)
+        clients[data.client_id] = Client(data, labels, source, WordEncoder(), seed=1, folder=own)
     server = Server(wrap(InProcessTransport(clients)), ledger, events, checkpoint)
     return Bench(clients=clients, server=server, ledger=ledger, events=events, fm=counting, options=options)
 

@@ -157,6 +157,16 @@ class MethodContract:
         assert len(prompt.prompts) >= 1
         assert scene.fm.n_calls <= self.budget
 
+    def test_it_works_for_six_labels_that_clients_hold_unevenly(self) -> None:
+        scene = bench(10, fm=self.fm(), topics=True, max_fm_calls=3 * self.budget, soft_space=self.fm().soft_space)
+
+        prompt, readings = self.run(scene, milestones=(2 * self.budget,))
+
+        assert len(readings) == 2
+        assert all(len(p.words) == 6 for p in prompt.prompts)
+        assert 0 < scene.fm.n_calls <= 3 * self.budget
+        assert not any(e["failures"] for e in scene.events.events if e["kind"] == "round")
+
     def test_a_budget_that_is_too_small_is_refused_before_the_first_call_or_kept(self) -> None:
         scene = self.scene()
 
