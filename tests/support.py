@@ -125,7 +125,7 @@ TOPIC_WORDS = (
 
 
 def topic_texts(n: int, seed: int = 0, alpha: float = 0.5) -> Labelled:
-    """``n`` made-up notes on six topics, whose shares are drawn from Dirichlet(``alpha``); the topic shows in a word."""
+    """``n`` made-up notes on six topics, shared out by Dirichlet(``alpha``); the topic shows in a word."""
     rng = np.random.default_rng([seed, 6])
     labels = rng.choice(len(TOPICS), size=n, p=rng.dirichlet(np.full(len(TOPICS), alpha)))
     texts = tuple(f"We spoke of the {rng.choice(TOPIC_WORDS[k])} for {rng.integers(2, 90)} minutes." for k in labels)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
 from promptfed.types import FloatArray, IntArray
 
@@ -118,33 +118,60 @@ def batch_calibration(scores: FloatArray) -> Calibration:
     return prior(len(scores), *moments(scores))
 
 
+def design(scores: FloatArray) -> FloatArray:
+    """D (n, K, J+K) of ``scores`` (n, J, K): D_i = [c_i^T | I], so that logits_i = D_i @ (weights, bias)."""
+    n, _, n_labels = scores.shape
+    identity = np.broadcast_to(np.eye(n_labels), (n, n_labels, n_labels))
+    return np.concatenate([centre(scores).transpose(0, 2, 1), identity], axis=2)
+
+
 def sums(scores: FloatArray, labels: IntArray, at: Calibration) -> NewtonSums:
     """What one client adds to a Newton step at ``at``. ``scores`` (n, J, K), ``labels`` (n,)."""
-    c = centre(scores)
-    n, _, n_labels = c.shape
-    logp = log_softmax(at.logits(scores), axis=1)
-    p = np.exp(logp)
-    onehot = np.eye(n_labels)[labels]
-    # The design of text i is D_i = [c_i^T | I], shape (K, J+K), so that logits_i = D_i @ (weights, bias).
-    design = np.concatenate([c.transpose(0, 2, 1), np.broadcast_to(np.eye(n_labels), (n, n_labels, n_labels))], axis=2)
-    gradient = np.einsum("nk,nkd->d", p - onehot, design)
-    mean = np.einsum("nk,nkd->nd", p, design)
-    hessian = np.einsum("nk,nkd,nke->de", p, design, design, optimize=True) - mean.T @ mean
-    return NewtonSums(n=n, loss=float(-logp[np.arange(n), labels].sum()), gradient=gradient, hessian=hessian)
+    x = np.array([at.weights + at.bias])
+    everything = np.ones((1, len(labels)))
+    loss, gradient, hessian = _derivatives(design(scores), np.eye(scores.shape[2])[labels], everything, x)
+    return NewtonSums(n=len(labels), loss=float(loss[0]), gradient=gradient[0], hessian=hessian[0])
+
+
+def _derivatives(
+    d: FloatArray, onehot: FloatArray, mask: FloatArray, x: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Loss (F,), gradient (F, J+K) and Hessian (F, J+K, J+K) of the negative log-likelihood of (2), summed over texts,
+    for F fits at once: fit f is at ``x[f]`` and sees the texts of which ``mask[f]`` (n,) is 1."""
+    n, n_labels, size = d.shape
+    flat = d.reshape(n * n_labels, size)
+    logits = (x @ flat.T).reshape(len(x), n, n_labels)
+    logits = logits - logits.max(axis=2, keepdims=True)
+    total = np.exp(logits).sum(axis=2, keepdims=True)
+    loss = (((np.log(total) - logits) * onehot).sum(axis=2) * mask).sum(axis=1)
+    p = np.exp(logits) / total * mask[:, :, None]
+    gradient = (p - onehot * mask[:, :, None]).reshape(len(x), -1) @ flat
+    weighted = p.reshape(len(x), -1, 1) * flat
+    mean = weighted.reshape(len(x), n, n_labels, size).sum(axis=2)
+    return loss, gradient, weighted.swapaxes(1, 2) @ flat - mean.swapaxes(1, 2) @ mean
 
 
 def newton_step(total: NewtonSums, at: Calibration, towards: Calibration, strength: float) -> Calibration:
     """One penalised Newton step of (2) from ``at``, with ``towards`` as the prior and ``strength`` as s."""
-    j = len(at.weights)
-    x = np.array(at.weights + at.bias)
-    x0 = np.array(towards.weights + towards.bias)
-    scale = np.ones_like(x)
-    scale[:j] = 1.0 / np.maximum(np.abs(x0[:j]), 1e-9) ** 2
-    gradient = total.gradient + strength * scale * (x - x0)
-    hessian = total.hessian + strength * np.diag(scale)
-    x = x - np.linalg.solve(hessian, gradient)
-    x[:j] = np.maximum(x[:j], MIN_WEIGHT)
-    return Calibration(weights=tuple(x[:j].tolist()), bias=tuple(x[j:].tolist()))
+    x, x0 = (np.array([c.weights + c.bias]) for c in (at, towards))
+    x = _step(total.gradient[None], total.hessian[None], x, x0[0], len(at.weights), strength)
+    return _calibration(x[0], len(at.weights))
+
+
+def _step(
+    gradient: FloatArray, hessian: FloatArray, x: FloatArray, x0: FloatArray, n_sources: int, strength: float
+) -> FloatArray:
+    """A penalised Newton step of F fits at once, shapes as in `_derivatives`; all are held to ``x0`` (J+K,)."""
+    scale = np.ones_like(x0)
+    scale[:n_sources] = 1.0 / np.maximum(np.abs(x0[:n_sources]), 1e-9) ** 2
+    gradient = gradient + strength * scale * (x - x0)
+    x = x - np.linalg.solve(hessian + strength * np.diag(scale), gradient[:, :, None])[:, :, 0]
+    x[:, :n_sources] = np.maximum(x[:, :n_sources], MIN_WEIGHT)
+    return np.asarray(x)
+
+
+def _calibration(x: FloatArray, n_sources: int) -> Calibration:
+    return Calibration(weights=tuple(x[:n_sources].tolist()), bias=tuple(x[n_sources:].tolist()))
 
 
 def fit(
@@ -160,10 +187,20 @@ def fit(
     ``towards`` defaults to `batch_calibration` of the same scores, which reads no label.
     """
     start = batch_calibration(scores) if towards is None else towards
-    at = start
+    everything = np.ones((1, len(labels)))
+    return _calibration(_fits(design(scores), labels, everything, start, strength, steps)[0], len(start.weights))
+
+
+def _fits(
+    d: FloatArray, labels: IntArray, mask: FloatArray, start: Calibration, strength: float, steps: int = 5
+) -> FloatArray:
+    """F fits of (2) at once, (F, J+K): fit f sees the texts of which ``mask[f]`` is 1."""
+    x0 = np.array(start.weights + start.bias)
+    x, onehot = np.tile(x0, (len(mask), 1)), np.eye(d.shape[1])[labels]
     for _ in range(steps if len(labels) else 0):
-        at = newton_step(sums(scores, labels, at), at, start, strength)
-    return at
+        _, gradient, hessian = _derivatives(d, onehot, mask, x)
+        x = _step(gradient, hessian, x, x0, len(start.weights), strength)
+    return x
 
 
 def cross_fitted_proba(
@@ -179,10 +216,7 @@ def cross_fitted_proba(
     Fold of text i is i mod ``folds``: the caller shuffles. The label-free prior sees all texts.
     """
     start = batch_calibration(scores) if towards is None else towards
-    out = np.empty((len(scores), scores.shape[2]))
-    fold = np.arange(len(scores)) % min(folds, max(len(scores), 1))
-    for f in np.unique(fold):
-        held = fold == f
-        rest = fit(scores[~held], labels[~held], towards=start, strength=strength)
-        out[held] = rest.predict_proba(scores[held])
-    return out
+    n_folds = min(folds, max(len(scores), 1))
+    fold, d = np.arange(len(scores)) % n_folds, design(scores)
+    x = _fits(d, labels, (fold != np.arange(n_folds)[:, None]).astype(np.float64), start, strength)
+    return np.asarray(softmax((d @ x[fold][:, :, None])[:, :, 0], axis=1))

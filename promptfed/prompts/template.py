@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,7 @@ class PromptTemplate:
     @property
     def prompt_id(self) -> str:
         """Content hash of what the FM is asked: ``readout`` has no part in it."""
-        soft = () if self.soft is None else (hashlib.sha256(self.soft.data).hexdigest(),)
-        return content_hash([self.text, self.by_label, self.separator, *soft])
+        return _prompt_id(self.text, self.by_label, self.separator, self.soft)
 
     def requests(self, texts: Sequence[str]) -> list[LabelRequest]:
         """One request a text. White space that ends the prefix goes with the text, where tokenizers expect it."""
@@ -121,3 +121,9 @@ class PromptTemplate:
         fitted on (`promptfed.prompts.calibration`, equation 1)."""
         centred = word_scores - word_scores.mean(axis=1, keepdims=True)
         return np.asarray(centred[:, :, None] * np.eye(len(self.words))[self.word_labels])
+
+
+@lru_cache(maxsize=4096)  # asked for at every turn, of a few hundred prompts
+def _prompt_id(text: str, by_label: tuple[tuple[str, ...], ...], separator: str, soft: SoftPrompt | None) -> str:
+    beside = () if soft is None else (hashlib.sha256(soft.data).hexdigest(),)
+    return content_hash([text, by_label, separator, *beside])
