@@ -57,7 +57,7 @@ from promptfed.messages import (
     decode_task,
     encode,
 )
-from promptfed.prompts.calibration import Calibration, NewtonSums, mix, moments, sums
+from promptfed.prompts.calibration import Calibration, mix, moments, sums
 from promptfed.types import Encoder
 
 # Local epochs of one FedAvg round, as L-BFGS iterations.
@@ -189,9 +189,9 @@ class Client:
                 else:
                     scores, labels, _ = self.scores.get(task.body.prompts, task.body.stop)
                 at = Calibration(weights=task.body.weights, bias=task.body.bias).shifted(self.scores.log_prior)
-                return _newton_part(sums(scores, labels, at))
+                return NewtonPart.of(sums(scores, labels, at))
             case Stack():
-                return _newton_part(self.arms.stack_sums(task.body.prompt, task.body.weights))
+                return NewtonPart.of(self.arms.stack_sums(task.body.prompt, task.body.weights))
             case Adopt():
                 return self._adopt(task.body)
             case FitHead():
@@ -218,7 +218,7 @@ class Client:
                 for s in task.sets
             ]
         )
-        diff = per_set - per_set[0]
+        diff = per_set - per_set[0] if task.differences else per_set[:0]
         return Scored(
             n=per_set.shape[1],
             total=_flat(per_set.sum(axis=1)),
@@ -270,10 +270,6 @@ class Client:
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(content) + "\n")
-
-
-def _newton_part(part: NewtonSums) -> NewtonPart:
-    return NewtonPart(n=part.n, loss=part.loss, gradient=_flat(part.gradient), hessian=_flat(part.hessian))
 
 
 def _flat(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[float, ...]:

@@ -24,8 +24,9 @@ from promptfed.fm.base import BaseFM, WrappedFM
 from promptfed.fm.journal import RecordingFM
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.ledger import Ledger, Usage
-from promptfed.messages import Join, Reply, ReplyBody
+from promptfed.messages import Join, NewtonPart, Reply, ReplyBody
 from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.calibration import NewtonSums
 from promptfed.strategies.base import Federation, Round, Steps
 from promptfed.types import Capability, FloatArray, FMRequest, FMResponse
 
@@ -223,6 +224,11 @@ def pooled_accuracy(prompt: PromptSet, n: int, seed: int) -> float:
 def reply(body: ReplyBody, client_id: str = "a", fm_calls: int = 0, round_number: int = 1) -> Reply:
     """A reply as the server decodes it."""
     return Reply(round=round_number, client_id=client_id, usage=Usage(fm_calls=fm_calls), body=body)
+
+
+def flat_newton(n: int, size: int) -> NewtonPart:
+    """A part of a Newton step that moves nothing."""
+    return NewtonPart.of(NewtonSums(n=n, loss=float(n), gradient=np.zeros(size), hessian=np.zeros((size, size))))
 
 
 def replies(bodies: Mapping[str, ReplyBody]) -> dict[str, Reply]:

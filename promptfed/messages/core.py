@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import ConfigDict, Field
 
+from promptfed.errors import WireError
 from promptfed.ledger import Count
 from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.calibration import NewtonSums
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import Capability, LabelRequest, SoftSpace, TextRequest
 
@@ -80,7 +83,7 @@ class Score(Message):
 
     ``weights`` (one a prompt) and ``bias`` (flat, J x K) are each prompt's pooled calibration, from which the client's
     own cross-fitted one starts. No FM call, unless the task grants some: then scores that you lack, because an `Ask`
-    did not reach you, are asked first, if the grant is enough.
+    did not reach you, are asked first, if the grant is enough. ``differences``: to the first set, too.
     """
 
     prompts: tuple[PromptTemplate, ...]
@@ -88,6 +91,7 @@ class Score(Message):
     stop: int
     weights: tuple[float, ...]
     bias: tuple[float, ...]
+    differences: bool = True
     kind: Literal["score"] = "score"
 
 
@@ -194,7 +198,7 @@ class Votes(Message):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored(Message):
     """Bounded sums over ``n`` texts for each set: of the score (in [0, 1], higher is better), and of the difference to
-    the first set, plain and squared."""
+    the first set, plain and squared, where those were asked for."""
 
     n: Count
     total: tuple[float, ...]
@@ -205,7 +209,7 @@ class Scored(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MomentSums(Message):
-    """Flat (J, K) sums over ``n`` texts of the prompts' centred label scores and of their squares."""
+    """Sums over ``n`` texts of the prompts' centred label scores, flat (J, K); and of their squares (J,)."""
 
     n: Count
     total: tuple[float, ...]
@@ -215,13 +219,38 @@ class MomentSums(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewtonPart(Message):
-    """Loss, gradient (J+K,) and flat Hessian of the negative log-likelihood, summed over ``n`` texts."""
+    """Loss, gradient (J+K,) and Hessian of the negative log-likelihood, summed over ``n`` texts.
+
+    The Hessian is symmetric and needs no more than three digits: its upper triangle, row by row, in 16-bit floats that
+    are multiples of ``scale``. Raises `WireError` for another size, and for numbers that are not finite.
+    """
 
     n: Count
     loss: float
     gradient: tuple[float, ...]
-    hessian: tuple[float, ...]
+    scale: float
+    hessian: bytes
     kind: Literal["newton_part"] = "newton_part"
+
+    def __post_init__(self) -> None:
+        size = len(self.gradient)
+        if len(self.hessian) != size * (size + 1) or not np.isfinite(np.frombuffer(self.hessian, dtype="<f2")).all():
+            raise WireError(f"no triangle of a Hessian of {size} parameters")
+
+    @classmethod
+    def of(cls, part: NewtonSums) -> NewtonPart:
+        upper = part.hessian[np.triu_indices(len(part.gradient))]
+        scale = float(np.abs(upper).max(initial=0.0)) or 1.0
+        hessian = (upper / scale).astype("<f2").tobytes()
+        return cls(n=part.n, loss=part.loss, gradient=tuple(part.gradient.tolist()), scale=scale, hessian=hessian)
+
+    @property
+    def sums(self) -> NewtonSums:
+        size = len(self.gradient)
+        hessian = np.zeros((size, size))
+        hessian[np.triu_indices(size)] = np.frombuffer(self.hessian, dtype="<f2").astype(np.float64) * self.scale
+        hessian += np.triu(hessian, 1).T
+        return NewtonSums(n=self.n, loss=self.loss, gradient=np.array(self.gradient), hessian=hessian)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

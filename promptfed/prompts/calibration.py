@@ -79,18 +79,18 @@ def centre(scores: FloatArray) -> FloatArray:
 
 
 def moments(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Sums over texts that the prior needs: of centred scores (J, K) and of their squares (J, K)."""
+    """Sums over texts that the prior needs: of centred scores (J, K), and of their squares over labels too (J,)."""
     c = centre(scores)
-    return c.sum(axis=0), (c**2).sum(axis=0)
+    return c.sum(axis=0), (c**2).sum(axis=(0, 2))
 
 
 def prior(n: int, total: FloatArray, squares: FloatArray) -> Calibration:
-    """Batch calibration: standardise each source, weigh all alike. ``total``, ``squares``: (J, K) from `moments`."""
+    """Batch calibration: standardise each source, weigh all alike. ``total`` (J, K), ``squares`` (J,): `moments`."""
+    n_sources, n_labels = total.shape
     if n == 0:
-        n_sources, n_labels = total.shape
         return Calibration(weights=(PRIOR_SHARPNESS / n_sources,) * n_sources, bias=(0.0,) * n_labels)
     mean = total / n
-    sd = np.sqrt(np.maximum((squares / n - mean**2).mean(axis=1), 1e-6))
+    sd = np.sqrt(np.maximum(squares / (n * n_labels) - (mean**2).mean(axis=1), 1e-6))
     weights = PRIOR_SHARPNESS / (sd * len(sd))
     return Calibration(weights=tuple(weights.tolist()), bias=tuple((-(weights @ mean)).tolist()))
 

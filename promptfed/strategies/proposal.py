@@ -20,6 +20,8 @@ from promptfed.types import FloatArray, TextRequest
 WRITE_SHARE = 0.03
 # What the domain models vote on at most, how many words a label keeps to be framed, and how many as label words.
 MAX_CORPUS, MAX_VOCABULARY, N_SHORTLIST, N_WORDS = 600, 1200, 40, 3
+# Label words of all labels together: their weights are learned from a Hessian that a client sends in under 1 KB.
+MOST_WORDS = 18
 # Exemplars a label, framed words first, whole texts (public or written, of a few words) only where those are too few.
 # Not many: heats on 25 texts tell good drafts from fair ones badly, so what may be drawn has to be good on the whole.
 N_EXEMPLARS, EXEMPLAR_WORDS = 6, 6
@@ -59,6 +61,7 @@ def gather(session: Session, rng: np.random.Generator) -> Steps[Materials]:
     exemplars: list[tuple[str, ...]] = []
     other_words: list[tuple[str, ...]] = []
     taken = set(federation.words)
+    n_words = max(0, min(N_WORDS, MOST_WORDS // len(federation.labels) - 1))
     for label in range(len(federation.labels)):
         mine = evidence[:, label]
         worth = np.where((mine > 0) & (mine >= CLEAR * mine.max(initial=0.0)), mine + natural, -np.inf)
@@ -66,7 +69,7 @@ def gather(session: Session, rng: np.random.Generator) -> Steps[Materials]:
         best_framed, best_loose = [i for i in best if i < n_framed], [i for i in best if i >= n_framed]
         exemplars.append(tuple(texts[i] for i in [*best_framed, *best_loose][:N_EXEMPLARS]))
         words = dict.fromkeys(shortlist[i // len(FRAMES)] for i in best_framed)
-        other_words.append(tuple(w for w in words if w in short and w not in taken)[:N_WORDS])
+        other_words.append(tuple(w for w in words if w in short and w not in taken)[:n_words])
         taken.update(other_words[-1])
     federation.log(
         "materials",

@@ -131,7 +131,7 @@ class Session:
         """
         full = list(combinations(range(len(prompts)), min(self.federation.max_prompts, len(prompts))))
         sets = list(dict.fromkeys([*singles(prompts), *full]))
-        standings = yield from self.score(prompts, sets, stop)
+        standings = yield from self.score(prompts, sets, stop, differences=False)
         score = {s: standing.score for s, standing in zip(sets, standings, strict=True)}
         ranked = sorted(full, key=lambda s: penalty(s) - score[s])
         best = ranked[0]
@@ -243,7 +243,7 @@ class Session:
 
         Without ``stop``: no call, only what they were scored on before.
 
-        Returns the number of texts and the pooled sums of centred label scores and of their squares, (J, K) each.
+        Returns the number of texts and the pooled sums of centred label scores (J, K) and of their squares (J,).
         """
         grants = {c: self._cost(prompts, stop or 0, c) for c in clients or self.federation.clients}
         while sum(grants.values()) > self.left and len(grants) > 1:
@@ -255,7 +255,9 @@ class Session:
             replies = yield from self.exchange(
                 "ask", dict.fromkeys(grants, Ask(prompts=tuple(prompts), stop=stop)), grants
             )
-            answers = picked(replies, MomentSums, lambda b: len(b.total) == len(b.squares) == shape[0] * shape[1])
+            answers = picked(
+                replies, MomentSums, lambda b: (len(b.total), len(b.squares)) == (shape[0] * shape[1], shape[0])
+            )
             self._note_scored(prompts, stop or 0, answers)
             parts = list(answers.values())
             n = sum(p.n for p in parts)
@@ -263,11 +265,10 @@ class Session:
                 break
         else:
             raise RunError("no client scored any text; at least one text is needed")
-        total, squares = (
-            np.sum([np.reshape(getattr(p, name), shape) for p in parts], axis=0) for name in ("total", "squares")
-        )
+        total = np.sum([np.reshape(p.total, shape) for p in parts], axis=0)
+        squares = np.sum([p.squares for p in parts], axis=0)
         for p, t, q in zip(prompts, total, squares, strict=True):
-            self._pooled[p.prompt_id] = prior(n, t[None], q[None])
+            self._pooled[p.prompt_id] = prior(n, t[None], np.array([q]))
         return n, total, squares
 
     def score(
@@ -276,8 +277,11 @@ class Session:
         sets: Sequence[tuple[int, ...]],
         stop: int,
         clients: Sequence[str] | None = None,
+        *,
+        differences: bool = True,
     ) -> Steps[list[Standing]]:
-        """Standings of ``sets`` of ``prompts`` on each client's texts [0, stop), summed over clients.
+        """Standings of ``sets`` of ``prompts`` on each client's texts [0, stop), summed over clients; without
+        ``differences`` those are nan, which makes the replies a third as large.
 
         A client that missed the round in which the FM was to be asked may ask it now, for the same grant.
         """
@@ -290,13 +294,16 @@ class Session:
             stop=stop,
             weights=tuple(c.weights[0] for c in pooled),
             bias=tuple(b for c in pooled for b in c.bias),
+            differences=differences,
         )
-        n, n_sets = 0, len(sets)
+        n, n_diff = 0, len(sets) if differences else 0
         for _ in range(MAX_TRIES):  # those that have the scores may just have missed this round
             again = {c: self._cost(prompts, stop, c) for c in asked}
             again = {c: calls for c, calls in again.items() if 0 < calls <= self._owed.get(c, 0)}
             replies = yield from self.exchange("score", dict.fromkeys(asked, body), again=again)
-            right_size = picked(replies, Scored, lambda b: len(b.total) == len(b.diff) == len(b.diff_sq) == n_sets)
+            right_size = picked(
+                replies, Scored, lambda b: (len(b.total), len(b.diff), len(b.diff_sq)) == (len(sets), n_diff, n_diff)
+            )
             whole = [c for c, body in right_size.items() if body.n == min(stop, self.federation.clients[c])]
             self._note_scored(prompts, stop, whole)
             parts = list(right_size.values())
@@ -305,8 +312,10 @@ class Session:
                 break
         else:
             raise RunError("no client scored any text; at least one text is needed")
-        total, diff, diff_sq = (
-            np.sum([getattr(p, name) for p in parts], axis=0) / n for name in ("total", "diff", "diff_sq")
+        total = np.sum([p.total for p in parts], axis=0) / n
+        diff, diff_sq = (
+            np.sum([getattr(p, name) for p in parts], axis=0) / n if differences else np.full(len(sets), np.nan)
+            for name in ("diff", "diff_sq")
         )
         spread = np.sqrt(np.maximum(diff_sq - diff**2, 0.0) / n)
         return [
@@ -410,10 +419,7 @@ def picked(replies: Replies, kind: type[B], fits: Callable[[B], bool]) -> dict[s
 
 def sum_newton_parts(replies: Replies, size: int) -> NewtonSums | None:
     """The clients' parts of a Newton step in ``size`` parameters, summed; None where there are none."""
-    right_size = picked(replies, NewtonPart, lambda b: len(b.gradient) ** 2 == len(b.hessian) == size**2)
     total: NewtonSums | None = None
-    for part in right_size.values():
-        gradient, hessian = np.array(part.gradient), np.reshape(part.hessian, (size, size))
-        one = NewtonSums(n=part.n, loss=part.loss, gradient=gradient, hessian=hessian)
-        total = one if total is None else total + one
+    for part in picked(replies, NewtonPart, lambda b: len(b.gradient) == size).values():
+        total = part.sums if total is None else total + part.sums
     return total

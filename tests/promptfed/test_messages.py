@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgpack
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from promptfed.errors import WireError
 from promptfed.ledger import Usage
 from promptfed.messages import methods
 from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.calibration import NewtonSums
 from promptfed.prompts.template import SLOT, PromptTemplate
 from promptfed.types import Capability, LabelRequest, TextRequest
 
@@ -52,6 +54,17 @@ text_requests = st.builds(
     TextRequest, prompt=st.text(), max_tokens=count, temperature=number, top_p=number, seed=count, stop=texts
 )
 measured = st.dictionaries(st.text(max_size=10), number, max_size=4)
+
+
+@st.composite
+def newton_parts(draw: st.DrawFn) -> m.NewtonPart:
+    size = draw(st.integers(0, 4))
+    numbers = draw(st.lists(number, min_size=size, max_size=size))
+    hessian = np.array(draw(st.lists(st.floats(-9, 9), min_size=size * size, max_size=size * size))).reshape(size, size)
+    part = NewtonSums(n=draw(count), loss=draw(number), gradient=np.array(numbers), hessian=hessian + hessian.T)
+    made = m.NewtonPart.of(part)
+    return replace(made, scale=float(np.float32(made.scale)))
+
 
 TASK_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Join: st.builds(m.Join, labels=texts, seed=count),
@@ -93,7 +106,7 @@ REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Votes: st.builds(m.Votes, n_labels=count, shares=st.binary(max_size=30)),
     m.Scored: st.builds(m.Scored, n=count, total=numbers, diff=numbers, diff_sq=numbers),
     m.MomentSums: st.builds(m.MomentSums, n=count, total=numbers, squares=numbers),
-    m.NewtonPart: st.builds(m.NewtonPart, n=count, loss=number, gradient=numbers, hessian=numbers),
+    m.NewtonPart: newton_parts(),
     m.Adopted: st.builds(m.Adopted, n_calibration=count),
     m.Head: st.builds(m.Head, n=count, weights=numbers),
     m.Evaluated: st.builds(m.Evaluated, n=count, values=measured, errors=measured, calls_per_prediction=number),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 
 from evaluators.metrics import METRICS
@@ -19,6 +20,7 @@ from promptfed.federation.evaluation import (
 )
 from promptfed.messages import Evaluate, Evaluated, Failed, FitHead, Head, Joined, NewtonPart, Reply, ReplyBody, Stack
 from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.calibration import NewtonSums
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import MAX_TRIES, Round, Steps
 from tests.support import JOIN, finish, replies
@@ -51,8 +53,8 @@ def test_weights_of_fm_and_domain_models_are_found_from_sums() -> None:
         out = {}
         for client, task in round_.tasks.items():
             assert isinstance(task, Stack)
-            gradient = tuple(50 * (w - best) for w, best in zip(task.weights, (2.0, 1.0), strict=True))
-            out[client] = NewtonPart(n=50, loss=0.0, gradient=gradient, hessian=(50.0, 0.0, 0.0, 50.0))
+            gradient = 50 * (np.array(task.weights) - [2.0, 1.0])
+            out[client] = NewtonPart.of(NewtonSums(n=50, loss=0.0, gradient=gradient, hessian=50 * np.eye(2)))
         return replies(out)
 
     rounds, (fm, dm) = finish(fit_stack(["a", "b"], PROMPT), answer)

@@ -17,7 +17,6 @@ from promptfed.messages import (
     Ask,
     MomentSums,
     Newton,
-    NewtonPart,
     Reply,
     ReplyBody,
     Score,
@@ -41,6 +40,7 @@ from tests.support import (
     LABELS,
     bench,
     finish,
+    flat_newton,
     pooled_accuracy,
     public_texts,
     replies,
@@ -81,15 +81,15 @@ def fake_clients(n_texts: int = 500) -> Any:
             return Votes(n_labels=2, shares=bytes(b for g in good for b in (255 - g, g)))
         if isinstance(body, Ask):
             n = min(body.stop or n_texts, n_texts)
-            return MomentSums(n=n, total=(0.0,) * 2 * len(body.prompts), squares=(1.0 * n,) * 2 * len(body.prompts))
+            return MomentSums(n=n, total=(0.0,) * 2 * len(body.prompts), squares=(2.0 * n,) * len(body.prompts))
         if isinstance(body, Score):
             n = min(body.stop, n_texts)
             total = [n * share(*(body.prompts[i].prompt_id for i in s)) for s in body.sets]
-            diff = [t - total[0] for t in total]
+            diff = [t - total[0] for t in total] if body.differences else []
             return Scored(n=n, total=tuple(total), diff=tuple(diff), diff_sq=tuple(abs(d) for d in diff))
         assert isinstance(body, Newton)
         size = len(body.weights) + len(body.bias)
-        return NewtonPart(n=5, loss=3.0, gradient=(0.0,) * size, hessian=(0.0,) * size**2)
+        return flat_newton(5, size)
 
     def answer(round_: Round) -> Mapping[str, Reply]:
         return replies({client: body_for(client, body) for client, body in round_.tasks.items()})
