@@ -42,6 +42,7 @@ from evaluators.compare import mean_interval
 from promptfed.app import resume, run
 from promptfed.config import Config, load_config
 from promptfed.errors import DataError
+from promptfed.federation.events import read_events
 from promptfed.runs import correctness, read_summary
 
 ROOT = Path(__file__).parent.parent
@@ -144,9 +145,20 @@ def recorded(folder: Path, data: str, method: str, seed: int) -> dict[str, Any]:
         "fm": summary["fm"],
         "readings": summary["readings"],
         "n_clients": summary["n_clients"],
+        "bytes_up_a_round": _round_bytes(folder),
         "seconds": {phase: ledger["wall_s"] for phase, ledger in summary["ledger"].items()},
         "right": {arm: packed for arm in arms if (packed := _packed(folder, arm))},
     }
+
+
+def _round_bytes(folder: Path) -> dict[str, int]:
+    """By kind of round of tuning: the most that a client sent up in one, on average over the clients asked."""
+    most: dict[str, int] = {}
+    for event in read_events(folder / "events.jsonl"):
+        if event["kind"] == "round" and event["phase"] == "tuning":
+            sent = -(-event["bytes_up"] // max(event["n_clients"], 1))
+            most[event["name"]] = max(most.get(event["name"], 0), sent)
+    return most
 
 
 def _packed(folder: Path, arm: str) -> dict[str, Any] | None:

@@ -208,6 +208,10 @@ def _method_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]
                 if having:
                     mean, ci95 = mean_interval(right(having, f"{arm}@{milestone}"))
                     row[arm] = {"mean": round(mean, 4), "ci95": [round(x, 4) for x in ci95]}
+            over = paired(found, (method, f"fm@{milestone}"), ("zero_shot", f"fm@{milestone}"))
+            if over is not None and method != "zero_shot":
+                row["over_zero_shot"] = _points(over)
+            row["bytes_up_a_round"] = _most([r.get("bytes_up_a_round", {}) for r in mine])
             for what in ("fm_calls", "tokens", "bytes_up", "bytes_down", "wall_s"):
                 row[what] = float(np.mean([m[what] for m in read]))
             yield row
@@ -224,7 +228,14 @@ def _race_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
                         "method": method,
                         "calls": milestone,
                         "arm": arm,
-                        "points": round(100 * versus.difference, 2),
-                        "ci95": [round(100 * x, 2) for x in versus.ci95],
+                        **_points(versus),
                         "above": versus.ci95[0] > -0.01,
                     }
+
+
+def _points(c: Comparison) -> dict[str, Any]:
+    return {"points": round(100 * c.difference, 2), "ci95": [round(100 * x, 2) for x in c.ci95], "p": c.p_value}
+
+
+def _most(each: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return {name: max(e.get(name, 0) for e in each) for name in sorted({name for e in each for name in e})}
