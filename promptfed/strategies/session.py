@@ -283,14 +283,8 @@ class Session:
         """
         asked = list(clients or self.federation.clients)
         yield from self.ask(prompts, stop, asked)
-        pooled = [self._pooled[p.prompt_id] for p in prompts]
-        body = Score(
-            prompts=tuple(prompts),
-            sets=tuple(sets),
-            stop=stop,
-            weights=tuple(c.weights[0] for c in pooled),
-            bias=tuple(b for c in pooled for b in c.bias),
-        )
+        weights, bias = self.pooled(prompts)
+        body = Score(prompts=tuple(prompts), sets=tuple(sets), stop=stop, weights=weights, bias=bias)
         n, n_sets = 0, len(sets)
         for _ in range(MAX_TRIES):  # those that have the scores may just have missed this round
             again = {c: self._cost(prompts, stop, c) for c in asked}
@@ -313,6 +307,11 @@ class Session:
             Standing(n=n, score=float(t), diff=float(d), diff_se=float(s))
             for t, d, s in zip(total, diff, spread, strict=True)
         ]
+
+    def pooled(self, prompts: Sequence[PromptTemplate]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Weights (J,) and flat bias (J x K) of each prompt's label-free calibration when it was last asked about."""
+        each = [self._pooled[p.prompt_id] for p in prompts]
+        return tuple(c.weights[0] for c in each), tuple(b for c in each for b in c.bias)
 
     def _note_scored(self, prompts: Sequence[PromptTemplate], stop: int, clients: Iterable[str]) -> None:
         for client in clients:
