@@ -4,7 +4,8 @@ One step of TextGrad (Yuksekgonul et al., arXiv 2406.07496) as FedTextGrad's cli
 arXiv 2502.19980, section 3), and GEPA's reflective mutation with its per-instance bests (Agrawal et al., arXiv
 2507.19457, algorithms 1 and 2). Of the client's texts, those that went wrong are shown to the FM and to nobody else;
 what it writes passes the leak gate before anything is done with it. Unlike in the papers, better is better under
-calibration, by 1 - Brier/2, since that is what a prompt is worth here in the end.
+calibration, by 1 - Brier/2, since that is what a prompt is worth here in the end; a rewrite has the calibration of the
+prompt that it comes from, as the few texts at hand, chosen for being mistakes, can't tell its bias from its merit.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ async def reflect(client: Client, task: Reflect) -> Reflected:
         if not gate.passes(new):
             n_stopped += 1
             continue
-        fresh = _aligned(await _ask(client, rewritten(task.template, task.instruction, new), texts), scores)
+        fresh = await _ask(client, rewritten(task.template, task.instruction, new), texts)
         fresh_proba = pooled.predict_proba(fresh[:, None, :])
         fresh_value = float(brier_score(fresh_proba, labels).mean())
         if fresh_value > value + MARGIN:
@@ -132,15 +133,3 @@ async def _write(client: Client, prompt: str, task: Reflect, rng: np.random.Gene
         stop=("</instruction>", "\n\n\n"),
     )
     return (await client.fm.complete([request]))[0].text or ""
-
-
-def _aligned(scores: FloatArray, to: FloatArray) -> FloatArray:
-    """``scores`` (n, K) with the label means and the spread of those of another prompt on the same texts.
-
-    The calibration of that prompt then holds for both: a bias that a rewrite brings with it is no fault, as it would
-    be calibrated away. It reads no label.
-    """
-    ours, theirs = (s - s.mean(axis=1, keepdims=True) for s in (scores, to))
-    ours_mean, theirs_mean = ours.mean(axis=0), theirs.mean(axis=0)
-    spread = np.sqrt(((theirs - theirs_mean) ** 2).mean() / max(((ours - ours_mean) ** 2).mean(), 1e-12))
-    return np.asarray((ours - ours_mean) * spread + theirs_mean)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from clients.client import Client
-from clients.reflection import _aligned, reflect, shared_wins, wins
+from clients.reflection import reflect, shared_wins, wins
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.messages import Ask, Task
@@ -191,16 +191,6 @@ def test_it_leaves_nothing_behind() -> None:
     assert first == again
     assert counting.n_calls == 2 * 18  # nothing was remembered
     assert len(client.scores.get([TEMPLATE])[0]) == 0
-
-
-def test_scores_are_aligned_to_those_of_the_prompt_before() -> None:
-    """By hand: a bias of 5 for a label, and everything twice as loud, is no difference."""
-    before = np.log(np.array([[0.2, 0.8], [0.6, 0.4], [0.5, 0.5]]))
-    louder = 2 * before + np.array([0.0, 5.0])
-    centred = before - before.mean(axis=1, keepdims=True)
-
-    assert np.allclose(_aligned(louder, before), centred)
-    assert np.allclose(_aligned(np.zeros((3, 2)), before), centred.mean(axis=0))
 
 
 # ---------------------------------------------------------------- wins

@@ -19,7 +19,7 @@ from tests.writing import ADVICE, TellTale, advising
 
 
 class TestContract(MethodContract):
-    budget = 400
+    budget = 300
 
     def method(self) -> FedGEPA:
         return FedGEPA()
@@ -52,7 +52,7 @@ def fake_reflections(instruction: str = "") -> object:
 # ---------------------------------------------------------------- quality
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 3])
 def test_the_planted_advice_is_found_and_scores_better(seed: int) -> None:
     scene = bench(3, 40, fm=advising(), max_fm_calls=900, max_prompts=1)
 
@@ -127,13 +127,13 @@ def test_wins_beyond_a_clients_texts_are_not_believed() -> None:
 
 def test_nothing_that_a_tell_tale_writes_gets_out() -> None:
     model, wires = TellTale(lambda text: f"Always look for {text}"), list[Wire]()
-    scene = bench(3, 20, fm=model, max_fm_calls=600, wrap=lambda inner: wires.append(Wire(inner)) or wires[0])
+    scene = bench(3, 20, fm=model, max_fm_calls=400, wrap=lambda inner: wires.append(Wire(inner)) or wires[0])
     for canary, client in zip(CANARIES, scene.clients.values(), strict=True):
         train = client.data.train
         client.data = replace(client.data, train=replace(train, texts=tuple(f"{t} {canary}" for t in train.texts)))
         client.scores.data = client.data.train
 
-    scene.drive(FedGEPA().run(scene.federation()), 600)
+    scene.drive(FedGEPA().run(scene.federation()), 400)
 
     reflected = [body for r in wires[0].up if isinstance(body := decode_reply(r).body, Reflected)]
     crossed = b"".join([*wires[0].up, *wires[0].down]).lower()
