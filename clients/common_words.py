@@ -45,26 +45,38 @@ writer writes writing written wrong yes yet you your yourself
 """
 
 _OF_INSTRUCTIONS = """
-accurate accurately adjective adjectives adverb adverbs aim ambiguous analyse analyses analysis analyze answer
-answered answering answers applies apply appropriate aspect aspects assess assign assigned assigns attention attitude
-author authors belong belonging belongs broad categories categorise categorize category cause choice choices class
-classes classification classified classifier classifies classify classifying clause clauses clear clearer clearly clue
-clues comment comments complaint complaints conclude concludes conclusion context contexts contrast convey conveyed
-conveying conveys count criticise criticism cue cues decision define defined definition determine determined
-determines determining direct distinguish domain dominant emotion emotional emotions emphasis entails evaluate
-evaluated evaluating evaluation event events evidence example examples express expressed expresses expressing
-expression expressions fact facts factual favourable feeling feelings field fields figurative genre hidden identified
-identifies identify identifying identity implicit implicitly implied implies imply infer information input instruction
-instructions intensity intent intention interpret interpretation ironic irony judge judged judgement judges judging
-judgment key keyword keywords label labeled labeling labelled labelling labels language line lines list literal
-literally message messages mind mistake mistakes model models mood natural nature negation negations negative neutral
-noun nouns nuance nuances opinion opinions option options output overlook passage passages pattern patterns phrase
-phrases phrasing pick polarity positive precise precisely predict prefer present primarily primary prompt purpose
-recognise recognize refer reference references refers reflect reflected reflects reply represent respond response
-responses return review reviewer reviews role sarcasm sarcastic select selected selecting sentence sentences sentiment
-sentiments sincere situation source stance statement statements step steps structure style subject subjective subjects
-subtle summarise summarize summary target task tasks term terms text texts title titles tone tones topic topics typo
-typos understanding user verb verbs view views vocabulary weigh weighing
+abbreviation abbreviations accurate accurately adjective adjectives adverb adverbs advice agree agrees aim ambiguous
+analyse analyses analysis analyze anger angry annoyance annoyed answer answered answering answers applies apply
+appropriate approval article articles aspect aspects assess assign assigned assigns attention attitude author authors
+balance balanced belong belonging belongs blame broad capital categories categorise categorize category cause choice
+choices class classes classification classified classifier classifies classify classifying clause clauses clear
+clearer clearly clue clues colloquial comment comments complaint complaints conclude concludes conclusion conclusions
+confusion content context contexts contradict contradicts contrast convey conveyed conveying conveys count criticise
+criticises criticism cue cues customer customers decision define defined definition dependent determine determined
+determines determining direct disagree disagreement disappointed disappointing disappointment disapproval dislike
+dislikes displeasure dissatisfaction dissatisfied distinguish domain dominant emoji emojis emoticon emoticons emotion
+emotional emotions emphasis entails enthusiasm enthusiastic evaluate evaluated evaluating evaluation event events
+evidence exaggerate exaggeration example examples excited excitement exclamation experience experiences express
+expressed expresses expressing expression expressions extreme extremely fact facts factual favourable feel feeling
+feelings feels field fields figurative formal frustrated frustration genre grammar gratitude greatest happiness happy
+hashtag hashtags hate hates headline headlines hidden humor humour hyperbole identified identifies identify
+identifying identity idiom idioms ignore ignored ignoring implicit implicitly implied implies imply individual infer
+inferred informal information input instruction instructions intensity intent intention interpret interpretation
+ironic irony joke jokes joyful judge judged judgement judges judging judgment key keyword keywords label labeled
+labeling labelled labelling labels language line lines list literal literally love loves message messages metaphor
+metaphors mild mildly mind misleading mistake mistakes mix mixes mixture model models moderately mood natural nature
+negation negations negative neutral news noun nouns nuance nuances objective objectively opinion opinions option
+options outcome output overlook overly paragraph paragraphs passage passages pattern patterns phrase phrases phrasing
+pick pleasant pleased pleasure polarity positive praise praised praises praising precise precisely predict prefer
+present primarily primary prompt punctuation purpose quote quoted quotes rating ratings recognise recognize recommend
+recommendation recommendations recommended recommends refer reference references refers reflect reflected reflects
+reject relies rely reply report reported reports represent respond response responses return review reviewer reviews
+rhetorical role sad sadness sarcasm sarcastic satisfaction satisfied select selected selecting sentence sentences
+sentiment sentiments sincere situation slang source spelling stance statement statements step steps strength stronger
+strongest structure style subject subjective subjects subtle suggestion suggestions summarise summarize summary
+surprise surprised target task tasks tendency term terms text texts theme themes thorough thoroughly title titles tone
+tones topic topics typo typos understanding unhappy unpleasant upset urgency user value values verb verbs view views
+vocabulary warn warning warns watch weaker weigh weighing weight weights worried worry worse worst
 """
 
 COMMON_WORDS = frozenset(f"{_FUNCTION_WORDS} {_OF_INSTRUCTIONS}".split())

@@ -21,8 +21,9 @@ from clients.common_words import COMMON_WORDS
 RUN = 4
 # The length bound of what passes: room for a paragraph of rules, not for a document.
 MAX_WORDS, MAX_CHARS = 120, 900
-# A private word may hide in other letters ("Zyzzyvas", "zy zzyva") or be cut off ("zyzzyv"), if it has so many.
-HIDDEN, CUT = 3, 4
+# A private word of so many letters may not hide in another one ("unzyzzyva"), be spelled or broken up ("zy zzyva"), or
+# be cut off after so many ("zyzzyv"); a shorter one may not have an ending ("Bobs"). Fewer letters occur in any word.
+HIDDEN, BROKEN, CUT, ENDING = 5, 3, 4, 2
 
 # Letters and digits; a character is a word in scripts that are written without spaces.
 _TOKEN = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
@@ -41,10 +42,11 @@ class LeakGate:
         self._free = COMMON_WORDS.union(*known_words)
         self._known_chunks = {chunk for text in known_texts for chunk in text.split()}
         private_words = [tokens(plain(text)) for text in private]
-        self._runs = set().union(*map(self._runs_of, private_words)).difference(*map(self._runs_of, known_words))
+        # A text that is shorter than a run is one as a whole; a single word has its own rule.
+        quotable = (_runs(words, min(run, len(words))) for words in private_words if len(words) > 1)
+        self._runs = set().union(*quotable).difference(*(self._runs_of(words) for words in known_words))
         self._secret = set().union(*private_words) - self._free
-        self._hidden = [word for word in self._secret if len(word) >= HIDDEN]
-        self._all_secret = "\n".join(self._secret)
+        self._beginnings = {word[:n] for word in self._secret for n in range(CUT, len(word))}
 
     def passes(self, text: str) -> bool:
         """Whether ``text`` may leave."""
@@ -60,7 +62,7 @@ class LeakGate:
         )
 
     def _runs_of(self, words: Sequence[str]) -> set[tuple[str, ...]]:
-        return {tuple(words[i : i + self._run]) for i in range(len(words) - self._run + 1)}
+        return set().union(*(_runs(words, n) for n in range(2, self._run + 1)))
 
     def _is_odd(self, chunk: str) -> bool:
         """A number or an address that is not known, whether or not a private text has it in this form."""
@@ -79,9 +81,17 @@ class LeakGate:
 
     def _hides_secret(self, run: Sequence[str]) -> bool:
         joined = "".join(run)
-        return any(word in joined for word in self._hidden) or any(
-            len(word) >= CUT and word in self._all_secret for word in [*run, joined]
-        )
+        is_broken = len(run) > 1
+        return any(
+            word in self._beginnings
+            or any(word[:-n] in self._secret for n in range(1, ENDING + 1) if len(word) - n >= BROKEN)
+            or any(len(secret) >= HIDDEN and secret in word for secret in self._secret)
+            for word in {*run, joined}
+        ) or (is_broken and any(len(secret) >= BROKEN and secret in joined for secret in self._secret))
+
+
+def _runs(words: Sequence[str], n: int) -> set[tuple[str, ...]]:
+    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
 
 def plain(text: str) -> str:

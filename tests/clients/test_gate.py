@@ -68,6 +68,14 @@ def test_what_is_known_passes_even_if_private_texts_have_it() -> None:
     assert not LeakGate(PRIVATE, known).passes("Zyzzyva said that the results were good.")  # another run of words
 
 
+def test_a_private_text_of_two_or_three_common_words_is_quoted_as_a_whole() -> None:
+    short = LeakGate(["Very bad.", "Good!", "It was so very good"], KNOWN)
+
+    assert not short.passes("This is very bad indeed.")
+    assert short.passes("This is very clear and good.")
+    assert short.passes("So very good is positive.")  # three of five
+
+
 def test_it_is_bounded() -> None:
     assert gate().passes(" ".join(["text"] * MAX_WORDS))
     assert not gate().passes(" ".join(["text"] * (MAX_WORDS + 1)))
@@ -110,7 +118,7 @@ def test_no_word_of_private_texts_alone_passes(private: list[str], secret: str, 
 
 @given(private=st.lists(text, min_size=1, max_size=5), written=st.lists(common, min_size=1, max_size=20))
 def test_words_that_everybody_uses_pass_unless_they_quote(private: list[str], written: list[str]) -> None:
-    runs = {tuple(w[i : i + RUN]) for w in map(str.split, map(plain, private)) for i in range(len(w) - RUN + 1)}
+    runs = {tuple(w[i : i + RUN]) for w in map(tokens, map(plain, private)) for i in range(len(w) - RUN + 1)}
     quotes = any(tuple(written[i : i + RUN]) in runs for i in range(len(written)))
 
     assert LeakGate(private, KNOWN).passes(" ".join(written)) != quotes
@@ -122,10 +130,10 @@ def test_it_takes_any_text(texts: list[str], written: str) -> None:
 
 
 @given(texts=st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=4), data=st.data())
-def test_a_text_itself_passes_only_if_its_words_are_everybodys(texts: list[str], data: st.DataObject) -> None:
+def test_a_text_itself_passes_only_if_it_is_one_word_that_everybody_uses(texts: list[str], data: st.DataObject) -> None:
     quoted = data.draw(st.sampled_from(texts))
 
     if LeakGate(texts, ()).passes(quoted):
         words = tokens(plain(quoted))
         assert set(words) <= COMMON_WORDS
-        assert len(words) < RUN
+        assert len(words) <= 1
