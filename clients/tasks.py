@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from promptfed.messages import ReplyBody
+from clients.reflection import reflect, wins
+from promptfed.messages import ReplyBody, methods
 
 if TYPE_CHECKING:
     from clients.client import Client
 
 Doing = Callable[["Client", Any], Awaitable[ReplyBody]]
 
-METHOD_TASKS: Mapping[type, Doing] = {}
+METHOD_TASKS: Mapping[type, Doing] = {methods.Reflect: reflect, methods.Wins: wins}

@@ -135,17 +135,30 @@ class Evolved(Message):
 class Reflect(Message):
     """Let the FM say what is wrong with a prompt on ``n_examples`` of your texts, and rewrite its instruction.
 
-    ``instruction`` is what may change in ``template`` (it stands in it once). ``n_steps`` times; a rewrite that is not
-    better on the same texts, or that the leak gate stops, is given up.
+    ``instruction`` is what may change in ``template``, which begins with it (`promptfed.prompts.feedback`). ``n_steps``
+    times; a rewrite that is not better on the same texts, or that the leak gate stops, is given up. Texts are of those
+    from number ``start`` on. ``weight`` and ``bias`` (K,) are the prompt's pooled calibration. ``known`` are words that
+    anybody may read, of the public texts: the leak gate lets them through one by one.
     """
 
     template: PromptTemplate
     instruction: str
+    weight: float
+    bias: tuple[float, ...]
+    known: tuple[str, ...]
+    start: Count
     n_examples: Count
     n_steps: Count
     max_tokens: Count
+    max_words: Count
     seed: Count
     kind: Literal["reflect"] = "reflect"
+
+    @staticmethod
+    def most_fm_calls(n_examples: int, n_steps: int) -> int:
+        """What such a task may cost, and is to be granted: the texts once with the prompt as it is, and in each step a
+        critique, a rewrite and the texts again."""
+        return n_examples + n_steps * (2 + n_examples)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

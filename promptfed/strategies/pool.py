@@ -27,6 +27,12 @@ class Pool:
     def __contains__(self, draft: Draft) -> bool:
         return draft in self._entries
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, draft: Draft) -> Standing:
+        return self._entries[draft]
+
     def heat(self, drafts: Sequence[Draft]) -> Steps[None]:
         """Score ``drafts`` and add them."""
         if not drafts:

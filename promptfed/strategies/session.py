@@ -287,14 +287,9 @@ class Session:
         """
         asked = list(clients or self.federation.clients)
         yield from self.ask(prompts, stop, asked)
-        pooled = [self._pooled[p.prompt_id] for p in prompts]
+        weights, bias = self.pooled(prompts)
         body = Score(
-            prompts=tuple(prompts),
-            sets=tuple(sets),
-            stop=stop,
-            weights=tuple(c.weights[0] for c in pooled),
-            bias=tuple(b for c in pooled for b in c.bias),
-            differences=differences,
+            prompts=tuple(prompts), sets=tuple(sets), stop=stop, weights=weights, bias=bias, differences=differences
         )
         n, n_diff = 0, len(sets) if differences else 0
         for _ in range(MAX_TRIES):  # those that have the scores may just have missed this round
@@ -322,6 +317,11 @@ class Session:
             Standing(n=n, score=float(t), diff=float(d), diff_se=float(s))
             for t, d, s in zip(total, diff, spread, strict=True)
         ]
+
+    def pooled(self, prompts: Sequence[PromptTemplate]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Weights (J,) and flat bias (J x K) of each prompt's label-free calibration when it was last asked about."""
+        each = [self._pooled[p.prompt_id] for p in prompts]
+        return tuple(c.weights[0] for c in each), tuple(b for c in each for b in c.bias)
 
     def _note_scored(self, prompts: Sequence[PromptTemplate], stop: int, clients: Iterable[str]) -> None:
         for client in clients:

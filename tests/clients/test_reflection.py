@@ -1,0 +1,227 @@
+"""Reflection at a client: its calls, what is taken and given up, what the FM is shown; and wins by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from clients.client import Client
+from clients.reflection import reflect, shared_wins, wins
+from promptfed.fm.base import BaseFM
+from promptfed.fm.scripted import ScriptedFM
+from promptfed.messages import Ask, Task
+from promptfed.messages.methods import Reflect, Reflected, Wins
+from promptfed.prompts.template import PromptTemplate
+from promptfed.types import LabelRequest, TextRequest
+from tests.support import LABELS, CountingFM, FailingFM, WordEncoder, client_data, wait_for
+from tests.writing import ADVICE, TellTale, advised_rule, advising
+
+START = "Is it good?"
+TEMPLATE = PromptTemplate(text=f"{START}\n\nText: {{text}}\nLabel:", words=LABELS)
+
+
+def a_client(fm: BaseFM, n_train: int = 20) -> tuple[Client, CountingFM]:
+    counting = CountingFM(fm)
+    client = Client(client_data("a", n_train), LABELS, counting, WordEncoder(), seed=1)
+    client.fm.grant = 1000
+    return client, counting
+
+
+def a_task(**changes: Any) -> Reflect:
+    values: dict[str, Any] = {
+        "template": TEMPLATE,
+        "instruction": START,
+        "weight": 1.0,
+        "bias": (0.0, 0.0),
+        "known": ("adjective",),
+        "start": 0,
+        "n_examples": 8,
+        "n_steps": 1,
+        "max_tokens": 50,
+        "max_words": 40,
+        "seed": 3,
+        **changes,
+    }
+    return Reflect(**values)
+
+
+def asked(counting: CountingFM) -> tuple[list[TextRequest], list[LabelRequest]]:
+    requests = counting.requests
+    return [r for r in requests if isinstance(r, TextRequest)], [r for r in requests if isinstance(r, LabelRequest)]
+
+
+def score_first(client: Client, counting: CountingFM, stop: int) -> None:
+    wait_for(client._do(replace(a_message(), body=Ask(prompts=(TEMPLATE,), stop=stop))))
+    counting.requests.clear()
+
+
+def a_message() -> Task:
+    return Task(round=1, client_id="a", run="r", fleet="f", grant=0, limit=0, body=Ask(prompts=(), stop=None))
+
+
+# ---------------------------------------------------------------- reflection
+
+
+def test_good_advice_is_taken_within_the_calls_that_are_granted() -> None:
+    client, counting = a_client(advising([ADVICE]))
+
+    done = wait_for(reflect(client, a_task()))
+
+    assert done == Reflected(instruction=ADVICE, n_stopped=0)
+    texts, labels = asked(counting)
+    assert len(texts) == 2  # a critique and a rewrite
+    assert len(labels) == 8 + 8
+    assert counting.n_calls == Reflect.most_fm_calls(8, 1) == 18
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_bad_advice_is_given_up_step_by_step(n_steps: int) -> None:
+    def rule(request: LabelRequest) -> Sequence[float]:
+        gloomy, cheerful = advised_rule(request)
+        return [gloomy, cheerful] if START in request.prefix else [cheerful, gloomy]
+
+    client, counting = a_client(ScriptedFM(rule=rule, phrases=["Turn it all round."]))
+
+    done = wait_for(reflect(client, a_task(n_steps=n_steps)))
+
+    assert done.instruction == ""
+    assert counting.n_calls <= Reflect.most_fm_calls(8, n_steps)
+
+
+def test_the_first_step_to_be_better_is_where_the_next_one_begins() -> None:
+    client, counting = a_client(advising(["Read it well. " + ADVICE, ADVICE]))
+
+    done = wait_for(reflect(client, a_task(n_steps=4, n_examples=20)))
+
+    assert ADVICE in done.instruction
+    critiques = [r.prompt for r in asked(counting)[0][::2]]
+    assert f"Its instruction is: {START}\n" in critiques[0]
+    assert all(f"Its instruction is: {done.instruction}\n" in c for c in critiques[2:])
+
+
+def test_mistakes_are_shown_with_the_right_and_the_given_word_and_nothing_else_is() -> None:
+    client, counting = a_client(advising([ADVICE]))
+
+    wait_for(reflect(client, a_task()))
+
+    (critique, rewrite), labels = asked(counting)
+    data = client.data.train
+    shown = [i for i, text in enumerate(data.texts) if text in critique.prompt]
+    assert 1 <= len(shown) <= 4
+    batch = {r.text.strip() for r in labels}
+    assert all(data.texts[i] in batch for i in shown)
+    for i in shown:
+        right, wrong = LABELS[data.labels[i]], LABELS[1 - data.labels[i]]
+        assert f"Text: {data.texts[i]}\nRight answer: {right}\nAnswer given: {wrong}" in critique.prompt
+    assert not [text for text in data.texts if text in rewrite.prompt]
+
+
+def test_known_answers_are_not_asked_for_again_and_half_of_the_texts_are_mistakes() -> None:
+    client, counting = a_client(advising([ADVICE]), n_train=60)
+    score_first(client, counting, 60)
+
+    wait_for(reflect(client, a_task(n_examples=6)))
+
+    texts, labels = asked(counting)
+    assert len(texts) == 2
+    assert len(labels) == 6  # with the rewrite only
+    assert texts[0].prompt.count("Right answer:") == 3
+
+
+def test_texts_before_the_start_are_not_read() -> None:
+    client, counting = a_client(advising([ADVICE]))
+
+    wait_for(reflect(client, a_task(start=12)))
+
+    assert {r.text.strip() for r in asked(counting)[1]} == set(client.data.train.texts[12:])
+
+
+def test_a_client_with_too_few_texts_beyond_the_start_draws_from_all() -> None:
+    client, counting = a_client(advising([ADVICE]), n_train=6)
+
+    wait_for(reflect(client, a_task(start=5)))
+
+    assert len(asked(counting)[1]) == 6 + 6
+
+
+def test_where_nothing_went_wrong_nothing_is_written() -> None:
+    best = PromptTemplate(text=f"{ADVICE}\n\nText: {{text}}\nLabel:", words=LABELS)
+    client, counting = a_client(ScriptedFM(rule=advised_rule))
+
+    done = wait_for(reflect(client, a_task(template=best, instruction=ADVICE)))
+
+    assert done == Reflected(instruction="", n_stopped=0)
+    assert counting.n_calls == 8
+
+
+def test_the_gate_counts_what_it_stops_and_no_prompt_of_it_is_tried() -> None:
+    client, counting = a_client(TellTale(lambda text: f"Consider {text}"))
+
+    done = wait_for(reflect(client, a_task(n_steps=2)))
+
+    assert done == Reflected(instruction="", n_stopped=2)
+    assert len(asked(counting)[1]) == 8
+
+
+def test_a_model_that_fails_brings_nothing() -> None:
+    client, _ = a_client(FailingFM())
+
+    assert wait_for(reflect(client, a_task())).instruction == ""
+
+
+def test_a_prompt_that_does_not_begin_with_its_instruction_is_an_error() -> None:
+    client, _ = a_client(advising([ADVICE]))
+
+    with pytest.raises(ValueError, match="begin"):
+        wait_for(reflect(client, a_task(instruction="Another one")))
+
+
+def test_it_leaves_nothing_behind() -> None:
+    client, counting = a_client(advising([ADVICE]))
+
+    first, again = (wait_for(reflect(client, a_task())) for _ in range(2))
+
+    assert first == again
+    assert counting.n_calls == 2 * 18  # nothing was remembered
+    assert len(client.scores.get([TEMPLATE])[0]) == 0
+
+
+# ---------------------------------------------------------------- wins
+
+
+def test_wins_by_hand() -> None:
+    scores = np.array([[0.9, 0.5, 0.2, 0.0], [0.1, 0.5, 0.4, 0.0], [0.2, 0.1, 0.4, 0.0]])
+
+    #                text 1, then a tie of two, a tie of the others, a tie of all three
+    assert shared_wins(scores) == pytest.approx([1 + 1 / 2 + 1 / 3, 1 / 2 + 1 / 2 + 1 / 3, 1 / 2 + 1 / 3])
+    assert shared_wins(np.zeros((2, 0))).tolist() == [0.0, 0.0]
+
+
+@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(0, 6)), elements=st.floats(0, 1)))
+def test_there_are_as_many_wins_as_texts(scores: Any) -> None:
+    won = shared_wins(scores)
+
+    assert won.sum() == pytest.approx(scores.shape[1])
+    assert (won >= 0).all()
+
+
+def test_wins_are_over_texts_that_all_prompts_were_scored_on_and_cost_nothing() -> None:
+    good = PromptTemplate(text=f"{ADVICE}\n\nText: {{text}}\nLabel:", words=LABELS)
+    client, counting = a_client(advising())
+    for template, stop in ((TEMPLATE, 20), (good, 12)):
+        wait_for(client._do(replace(a_message(), body=Ask(prompts=(template,), stop=stop))))
+    counting.requests.clear()
+
+    won = wait_for(wins(client, Wins(prompts=(TEMPLATE, good), stop=16, weights=(1.0, 1.0), bias=(0.0, 0.0, 0.0, 0.0))))
+
+    assert won.n == 12
+    assert sum(won.shares) == pytest.approx(12)
+    assert won.shares[1] > won.shares[0]
+    assert counting.n_calls == 0
