@@ -86,6 +86,7 @@ def with_reflections(given: Mapping[str, str], score: Callable[[str], float]) ->
                 n = replies[c].body.n
                 total = [n * max(score(task.prompts[i].text) for i in s) for s in task.sets]
                 diff = tuple(t - total[0] for t in total)
+                diff = diff if task.differences else ()
                 body = replace(replies[c].body, total=tuple(total), diff=diff, diff_sq=tuple(d * d / n for d in diff))
                 replies[c] = replace(replies[c], body=body)
         return replies
