@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from promptfed.messages import ReplyBody
+from clients.policy import count_ngrams, policy_step
+from promptfed.messages import ReplyBody, methods
 
 if TYPE_CHECKING:
     from clients.client import Client
 
 Doing = Callable[["Client", Any], Awaitable[ReplyBody]]
 
-METHOD_TASKS: Mapping[type, Doing] = {}
+METHOD_TASKS: Mapping[type, Doing] = {
+    methods.CountNgrams: count_ngrams,
+    methods.PolicyStep: policy_step,
+}
