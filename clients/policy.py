@@ -17,6 +17,7 @@ from scipy.special import log_softmax, logsumexp
 
 from clients.data import client_rng
 from promptfed.messages.methods import CountNgrams, NgramCounts, Policy, PolicyStep, packed, unpacked
+from promptfed.prompts.calibration import centre
 from promptfed.prompts.ngrams import joined, ngrams_of
 from promptfed.prompts.slots import draw, floored, policy_gradient
 from promptfed.prompts.template import PromptTemplate
@@ -45,7 +46,6 @@ async def policy_step(client: Client, task: PolicyStep) -> Policy:
     data, rng = client.data.train, client_rng(task.seed, client.client_id, 11)
     logits = unpacked(task.logits, task.n_slots, len(task.vocabulary))
     temperature = task.temperature if task.estimator == "gumbel" else None
-    bias = np.asarray(task.bias) + client.scores.log_prior
     losses = []
     for _ in range(task.n_steps):
         drawn, scores = draw(logits, task.n_samples, rng, temperature)
@@ -58,32 +58,39 @@ async def policy_step(client: Client, task: PolicyStep) -> Policy:
             for prompt in distinct
         ]
         answers = await client.fm.complete([request for prompt in prompts for request in prompt.requests(texts)])
-        low, high = zip(
-            *(
-                loss_bounds(*_label_logits(prompt, answers[i * len(texts) :][: len(texts)], task.weight, bias), labels)
-                for i, prompt in enumerate(prompts)
-            ),
-            strict=True,
-        )
-        low, high = np.stack(low)[which.ravel()], np.stack(high)[which.ravel()]
+        parts = [answers[i : i + len(texts)] for i in range(0, len(answers), len(texts))]
+        bounds = [
+            loss_bounds(*calibrated_logits(prompt, part, labels, task.weight, client.scores.log_prior), labels)
+            for prompt, part in zip(prompts, parts, strict=True)
+        ]
+        low, high = np.moveaxis(np.array(bounds)[which.ravel()], 1, 0)  # (I, n) each
         losses.append(low.mean())
         step = task.learning_rate * policy_gradient(known_advantages(low, high), scores)
         logits = floored(logits - clipped(step, task.max_step), task.entropy_floor)
     return Policy(n=len(data), logits=packed(logits), loss=float(np.mean(losses)))
 
 
-def _label_logits(
-    prompt: PromptTemplate, answers: Sequence[FMResponse], weight: float, bias: FloatArray
+def calibrated_logits(
+    prompt: PromptTemplate, answers: Sequence[FMResponse], labels: IntArray, weight: float, log_prior: FloatArray
 ) -> tuple[FloatArray, BoolArray]:
-    """Calibrated logits (n, K), and which of them are no more than an upper bound, up to a constant of the text. A
-    label is censored if one of its words is; a failed answer says nothing of any label."""
+    """Logits (n, K) of one prompt's answers, and which of them are no more than an upper bound.
+
+    The prompt's own label bias is taken off: the mean score of the texts of each label, over the labels that there are,
+    becomes 0 (from texts with nothing censored), and ``log_prior`` is added. What is left is how well the prompt tells
+    labels apart; with texts of one label, nothing. A label is censored if one of its words is, and a failed answer says
+    nothing of any label.
+    """
     words = prompt.word_scores(answers)
     unknown = np.ma.getmaskarray(words).copy()
     for row, answer in zip(unknown, answers, strict=True):
         if answer.censored is not None:
             row |= answer.censored
     censored = np.stack([unknown[:, prompt.word_labels == k].any(axis=1) for k in range(len(prompt.words))], axis=1)
-    return weight * prompt.merged(words.data) + bias, censored
+    scores = centre(prompt.merged(words.data)[:, None])[:, 0]
+    exact = ~censored.any(axis=1)
+    if exact.any():
+        scores = scores - np.mean([scores[exact & (labels == k)].mean(axis=0) for k in set(labels[exact])], axis=0)
+    return weight * scores + log_prior, censored
 
 
 def loss_bounds(logits: FloatArray, censored: BoolArray, labels: IntArray) -> tuple[FloatArray, FloatArray]:

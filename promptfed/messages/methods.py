@@ -62,14 +62,13 @@ class PolicyStep(Message):
     and scored on ``n_texts`` texts.
 
     ``logits`` are those of ``n_slots`` categorical slots over ``vocabulary``, (n_slots, N) `packed`; what is drawn
-    stands before ``template``, whose pooled calibration is ``weight`` and ``bias`` (K,). ``estimator`` is REINFORCE, or
-    through the Gumbel-softmax at ``temperature``. A step is ``learning_rate`` times the gradient, no longer than
+    stands before ``template``, whose label scores count ``weight`` times. ``estimator`` is REINFORCE, or through the
+    Gumbel-softmax at ``temperature``. A step is ``learning_rate`` times the gradient, no longer than
     ``max_step``; no slot's entropy falls under the share ``entropy_floor`` of the largest.
     """
 
     template: PromptTemplate
     weight: float
-    bias: tuple[float, ...]
     vocabulary: tuple[str, ...]
     n_slots: Count
     logits: bytes

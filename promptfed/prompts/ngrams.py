@@ -19,14 +19,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 # An n-gram does not go beyond a mark that ends a clause; digits and underscores make no word.
-_CLAUSE = re.compile(r"[^\w'’@#\s-]+|\n|--+")
-_WORD = re.compile(r"(?<![\w'’])[^\W\d_]+(?:['’-][^\W\d_]+)*(?![\w'’])")
+_CLAUSE = re.compile(r"[^\w'@#\s-]+|\n|--+")
+_WORD = re.compile(r"(?<![\w'])[^\W\d_]+(?:['-][^\W\d_]+)*(?![\w'])")
 
 
 def ngrams_of(text: str, max_words: int) -> frozenset[str]:
-    """All n-grams of one to ``max_words`` words that stand in ``text``, in lower case."""
+    """All n-grams of one to ``max_words`` words that stand in ``text``, in lower case, apostrophes straight."""
     found = set[str]()
-    for clause in _CLAUSE.split(text.lower()):
+    for clause in _CLAUSE.split(text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")):
         words = _WORD.findall(clause)
         for n in range(1, max_words + 1):
             found.update(" ".join(words[i : i + n]) for i in range(len(words) - n + 1))

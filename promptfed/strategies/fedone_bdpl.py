@@ -19,8 +19,8 @@ other words: 1/(I-1) sum_k (l_k - mean) grad = 1/I sum_k (l_k - mean of the othe
 descent: AdamW begins anew with each client, and its first step from no state is the gradient's sign, as large for an
 n-gram that made a hair's breadth of difference as for one that made all of it; momentum, which does live on, is the
 server's. The norm that is clipped (at 3) is that of the step, in logits: it bounds how far one client can move the
-policy. The loss is read under the template's pooled calibration, so that the search does not go into a label bias that
-calibration takes away for nothing. A label outside an API's top tokens is censored (`clients.policy.known_advantages`),
+policy. The loss is that of calibrated scores: a drawn prompt's own label bias is taken off, so that the search does not go
+into a bias that calibration takes away for nothing (`clients.policy.calibrated_logits`). A label outside an API's top tokens is censored (`clients.policy.known_advantages`),
 not given a probability.
 """
 
@@ -37,7 +37,7 @@ from scipy.special import softmax
 from promptfed.errors import ConfigError, WireError
 from promptfed.messages.methods import CountNgrams, NgramCounts, Policy, PolicyStep, packed, unpacked
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.calibration import Calibration, prior
+from promptfed.prompts.calibration import prior
 from promptfed.prompts.grammar import Draft, Materials
 from promptfed.prompts.ngrams import candidates, counted, joined, ranked
 from promptfed.prompts.slots import entropy, floored, most_probable
@@ -65,10 +65,10 @@ class FedOneBDPL:
     template: Literal["few_shot", "zero_shot"] = "few_shot"
     template_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
     n_slots: Annotated[int, Field(ge=1)] = 5
-    n_ngrams: Annotated[int, Field(ge=2)] = 50
+    n_ngrams: Annotated[int, Field(ge=2)] = 30
     clients_per_round: Annotated[int, Field(ge=1)] = 1
-    n_samples: Annotated[int, Field(ge=2)] = 5
-    n_texts: Annotated[int, Field(ge=1)] = 5
+    n_samples: Annotated[int, Field(ge=2)] = 6
+    n_texts: Annotated[int, Field(ge=1)] = 4
     n_steps: Annotated[int, Field(ge=1)] = 1
     learning_rate: Annotated[float, Field(gt=0)] = 10.0
     max_step: Annotated[float, Field(gt=0)] = 3.0
@@ -96,13 +96,13 @@ class FedOneBDPL:
         vocabulary = yield from self._vocabulary(session, materials)
         pool, policy = Pool(session, stop), SlotPolicy(vocabulary, self.n_slots, self.entropy_floor)
         while True:
-            template, calibration = yield from self._choose_template(session, pool, materials, rng)
+            template, weight = yield from self._choose_template(session, pool, materials, rng)
             while True:
                 clients = policy.next_clients(session, self.clients_per_round, rng)
                 grants = {c: self._calls(federation.clients[c]) for c in clients}
                 if not clients or sum(grants.values()) > session.search_left:
                     break
-                yield from self._round(session, policy, grants, template, calibration, int(rng.integers(2**31)))
+                yield from self._round(session, policy, grants, template, weight, int(rng.integers(2**31)))
             prompt = yield from session.conclude([*policy.best(template, N_FINALISTS - 1), template])
             if session.is_over:
                 return prompt
@@ -136,7 +136,7 @@ class FedOneBDPL:
         ngrams = candidates(public, MAX_WORDS, MAX_CANDIDATES)
         body = CountNgrams(ngrams=tuple(ngrams), least=LEAST_TEXTS)
         replies = yield from session.exchange("count_ngrams", dict.fromkeys(federation.clients, body))
-        parts = picked(replies, NgramCounts, lambda b: len(b.counts) == len(ngrams) and max(b.counts) <= b.n)
+        parts = picked(replies, NgramCounts, lambda b: len(b.counts) == len(ngrams) and max(b.counts, default=0) <= b.n)
         n, counts = sum(p.n for p in parts.values()), np.sum([p.counts for p in parts.values()], axis=0)
         if n and counts.any():
             by_ngram = dict(zip(ngrams, map(int, counts), strict=True))
@@ -144,13 +144,15 @@ class FedOneBDPL:
             everywhere = counted(public, MAX_WORDS)
             n, by_ngram = len(public), {ngram: everywhere[ngram] for ngram in ngrams}
         vocabulary = tuple(ranked(by_ngram, n, self.n_ngrams))
+        if not vocabulary:
+            raise ConfigError(f"{self.name} found no words to choose n-grams from; give public texts as data.public")
         federation.log("vocabulary", {"n_texts": n, "n_candidates": len(ngrams), "ngrams": list(vocabulary)})
         return vocabulary
 
     def _choose_template(
         self, session: Session, pool: Pool, materials: Materials, rng: np.random.Generator
-    ) -> Steps[tuple[PromptTemplate, Calibration]]:
-        """The best draft so far, after some new ones at each milestone, and its pooled calibration."""
+    ) -> Steps[tuple[PromptTemplate, float]]:
+        """The best draft so far, after some new ones at each milestone, and the weight of its label scores under pooled calibration."""
         n_texts = sum(min(pool.stop, n) for n in session.federation.clients.values())
         n_new = max(int(session.budget * self.template_share) // n_texts, 0)
         drafts: list[Draft] = []
@@ -161,7 +163,7 @@ class FedOneBDPL:
         yield from pool.heat([draft for draft in dict.fromkeys(drafts) if draft not in pool])
         template = pool.best(1)[0].template()
         n, total, squares = yield from session.ask([template], None)
-        return template, prior(n, total, squares)
+        return template, prior(n, total, squares).weights[0]
 
     def _round(
         self,
@@ -169,15 +171,14 @@ class FedOneBDPL:
         policy: SlotPolicy,
         grants: dict[str, int],
         template: PromptTemplate,
-        calibration: Calibration,
+        weight: float,
         seed: int,
     ) -> Steps[None]:
         """Let the clients of ``grants`` go some steps, and take over what they come to."""
         estimator, temperature = self.estimator
         body = PolicyStep(
             template=template,
-            weight=calibration.weights[0],
-            bias=calibration.bias,
+            weight=weight,
             vocabulary=policy.vocabulary,
             n_slots=self.n_slots,
             logits=packed(policy.logits),
@@ -240,8 +241,8 @@ class SlotPolicy:
         return True
 
     def update(self, policies: Sequence[Policy], n_texts: Sequence[int], momentum: float) -> None:
-        """FedAvg of the logits, weighted by ``n_texts``: one client's replace what was there. ``momentum``: the share of
-        the last move that is made once more (Hsu et al., 2019, arXiv 1909.06335, FedAvgM)."""
+        """FedAvg of the logits, weighted by ``n_texts``: one client's replace what was there. ``momentum``: the share
+        of the last move that is made once more (FedAvgM, Hsu et al., 2019, arXiv 1909.06335)."""
         moves = [unpacked(p.logits, *self.logits.shape) - self.logits for p in policies]
         self._velocity = momentum * self._velocity + np.average(moves, axis=0, weights=n_texts)
         self.logits = floored(self.logits + self._velocity, self._floor)

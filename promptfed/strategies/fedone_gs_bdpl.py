@@ -5,8 +5,9 @@ al. (ICLR 2017, arXiv 1611.01144): each prompt is drawn from a noised policy of 
 
     p = softmax((log a + g) / tau),   d log P(j) / d log a = (onehot_j - p) / tau,   g Gumbel                 (1)
 
-so draws are more various than the policy (the more, the smaller tau), and an n-gram that the noise made likely is blamed
-less for being drawn. What is tuned is log a: the published gradient, by a, divides by it. All the rest is `fedone_bdpl`.
+so prompts are drawn more evenly than a says (the more, the larger tau; with tau near 0 as a says, but then hardly any
+draw has a gradient), and an n-gram that the noise made likely is moved less for having been drawn. What is tuned is log
+a: the published gradient, by a, divides by it. All the rest is `fedone_bdpl`.
 """
 
 from __future__ import annotations

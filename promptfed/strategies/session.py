@@ -401,9 +401,7 @@ class Session:
         and ``optional`` as in `Round`."""
         granted = dict(grants or {})
         self.left -= sum(granted.values())
-        replies = yield Round(
-            name=name, tasks=dict(tasks), grants=granted, again=dict(again or {}), optional=optional
-        )
+        replies = yield Round(name=name, tasks=dict(tasks), grants=granted, again=dict(again or {}), optional=optional)
         for client in tasks:
             owed = self._owed.pop(client, 0) + granted.get(client, 0)
             if client in replies:
