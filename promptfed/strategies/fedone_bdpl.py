@@ -19,9 +19,9 @@ other words: 1/(I-1) sum_k (l_k - mean) grad = 1/I sum_k (l_k - mean of the othe
 descent: AdamW begins anew with each client, and its first step from no state is the gradient's sign, as large for an
 n-gram that made a hair's breadth of difference as for one that made all of it; momentum, which does live on, is the
 server's. The norm that is clipped (at 3) is that of the step, in logits: it bounds how far one client can move the
-policy. The loss is that of calibrated scores: a drawn prompt's own label bias is taken off, so that the search does not go
-into a bias that calibration takes away for nothing (`clients.policy.calibrated_logits`). A label outside an API's top tokens is censored (`clients.policy.known_advantages`),
-not given a probability.
+policy. The loss is that of calibrated scores: a drawn prompt's own label bias is taken off, so that the search does not
+go into a bias that calibration takes away for nothing (`clients.policy.calibrated_logits`). A label outside an API's
+top tokens is censored (`clients.policy.known_advantages`), not given a probability.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ class FedOneBDPL:
     def _choose_template(
         self, session: Session, pool: Pool, materials: Materials, rng: np.random.Generator
     ) -> Steps[tuple[PromptTemplate, float]]:
-        """The best draft so far, after some new ones at each milestone, and the weight of its label scores under pooled calibration."""
+        """The best draft so far, after some new ones at each milestone, and the weight that pooled calibration gives its
+        label scores."""
         n_texts = sum(min(pool.stop, n) for n in session.federation.clients.values())
         n_new = max(int(session.budget * self.template_share) // n_texts, 0)
         drafts: list[Draft] = []
