@@ -152,8 +152,7 @@ class FedOneBDPL:
     def _choose_template(
         self, session: Session, pool: Pool, materials: Materials, rng: np.random.Generator
     ) -> Steps[tuple[PromptTemplate, float]]:
-        """The best draft so far, after some new ones at each milestone, and the weight that pooled calibration gives its
-        label scores."""
+        """The best draft so far, after some new ones at each milestone, and what pooled calibration weighs it by."""
         n_texts = sum(min(pool.stop, n) for n in session.federation.clients.values())
         n_new = max(int(session.budget * self.template_share) // n_texts, 0)
         drafts: list[Draft] = []
