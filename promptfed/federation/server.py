@@ -170,7 +170,8 @@ class Server:
         good = {c: a for c, a in answers.items() if isinstance(a, Reply) and not isinstance(a.body, Failed)}
         failures = {c: _reason(a) for c, a in answers.items() if c not in good and c in round_.tasks}
         if saved is None:
-            self._check_quorum(round_, failures)
+            if not round_.optional:
+                self._check_quorum(round_, failures)
             self._checkpoint.save(self.round, tasks, replies, seconds)
         self._since = perf_counter()
         self._ledger.add_seconds(seconds)

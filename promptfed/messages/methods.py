@@ -40,9 +40,10 @@ def unpacked(data: bytes, *shape: int) -> FloatArray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountNgrams(Message):
-    """Say in how many of your texts each of these public n-grams stands."""
+    """Say in how many of your texts each of these public n-grams stands, and 0 where it is less than ``least``."""
 
     ngrams: tuple[str, ...]
+    least: Count
     kind: Literal["count_ngrams"] = "count_ngrams"
 
 
@@ -61,10 +62,13 @@ class PolicyStep(Message):
     and scored on ``n_texts`` texts.
 
     ``logits`` are those of ``n_slots`` categorical slots over ``vocabulary``, (n_slots, N) `packed`; what is drawn
-    stands before ``template``. ``estimator`` is REINFORCE, or through the Gumbel-softmax at ``temperature``.
+    stands before ``template``, whose label scores count ``weight`` times. ``estimator`` is REINFORCE, or through the
+    Gumbel-softmax at ``temperature``. A step is ``learning_rate`` times the gradient, no longer than
+    ``max_step``; no slot's entropy falls under the share ``entropy_floor`` of the largest.
     """
 
     template: PromptTemplate
+    weight: float
     vocabulary: tuple[str, ...]
     n_slots: Count
     logits: bytes
@@ -72,16 +76,18 @@ class PolicyStep(Message):
     n_texts: Count
     n_steps: Count
     learning_rate: float
+    max_step: float
     estimator: Literal["reinforce", "gumbel"]
     temperature: float
-    entropy_floor: float
+    entropy_floor: Annotated[float, Field(ge=0, lt=1)]
     seed: Count
     kind: Literal["policy_step"] = "policy_step"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy(Message):
-    """The slots' logits after the steps, (n_slots, N) `packed`, and the mean loss of the prompts drawn."""
+    """The slots' logits after the steps, (n_slots, N) `packed`; the mean loss of the prompts drawn, as far as it is
+    known; and how many texts the client has."""
 
     n: Count
     logits: bytes

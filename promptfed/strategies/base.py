@@ -49,12 +49,14 @@ class Round:
 
     ``again`` are calls that were granted to a client that has not replied since, for requests that this task repeats:
     what it has made of them it need not make now, so they are not counted twice.
+    ``optional``: the run goes on if too few clients answer, for a round that a few of many are drawn for.
     """
 
     name: str
     tasks: Mapping[str, TaskBody]
     grants: Mapping[str, int] = field(default_factory=dict)
     again: Mapping[str, int] = field(default_factory=dict)
+    optional: bool = False
 
 
 Steps = Generator[Round, Replies, T]

@@ -64,6 +64,11 @@ class Session:
         return self.federation.max_fm_calls - self.left
 
     @property
+    def present(self) -> list[str]:
+        """The clients that have answered the last task that they were sent, or were sent none yet."""
+        return [client for client in self.federation.clients if client not in self._owed]
+
+    @property
     def milestone(self) -> int:
         """The budget at which the run is read next."""
         return self._milestones[0] if self._milestones else self.federation.max_fm_calls
@@ -398,11 +403,14 @@ class Session:
         tasks: Mapping[str, TaskBody],
         grants: Mapping[str, int] | None = None,
         again: Mapping[str, int] | None = None,
+        *,
+        optional: bool = False,
     ) -> Steps[Replies]:
-        """One round of tasks, and its part in ``left``. ``grants``: the FM calls that each client may make."""
+        """One round of tasks, and its part in ``left``. ``grants``: the FM calls that each client may make; ``again``
+        and ``optional`` as in `Round`."""
         granted = dict(grants or {})
         self.left -= sum(granted.values())
-        replies = yield Round(name=name, tasks=dict(tasks), grants=granted, again=dict(again or {}))
+        replies = yield Round(name=name, tasks=dict(tasks), grants=granted, again=dict(again or {}), optional=optional)
         for client in tasks:
             owed = self._owed.pop(client, 0) + granted.get(client, 0)
             if client in replies:
