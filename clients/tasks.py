@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from clients.evolution import evolve
 from clients.policy import count_ngrams, policy_step
 from clients.reflection import reflect, wins
 from promptfed.messages import ReplyBody, methods
@@ -20,6 +21,7 @@ Doing = Callable[["Client", Any], Awaitable[ReplyBody]]
 
 METHOD_TASKS: Mapping[type, Doing] = {
     methods.CountNgrams: count_ngrams,
+    methods.Evolve: evolve,
     methods.PolicyStep: policy_step,
     methods.Reflect: reflect,
     methods.Wins: wins,

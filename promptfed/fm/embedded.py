@@ -26,10 +26,20 @@ from tokenizers import Tokenizer
 
 from promptfed.errors import ConfigError
 from promptfed.fm.base import BaseFM
+from promptfed.fm.embeddings import soft_space_of
 from promptfed.fm.packed import PackedLlama, Tree, reason_against
 from promptfed.fm.weights import find_weights
 from promptfed.prompts.soft import check_soft
-from promptfed.types import Capability, FloatArray, FMRequest, FMResponse, LabelRequest, SoftPrompt, TextRequest
+from promptfed.types import (
+    Capability,
+    FloatArray,
+    FMRequest,
+    FMResponse,
+    LabelRequest,
+    SoftPrompt,
+    SoftSpace,
+    TextRequest,
+)
 
 BATCH_TOKENS = 768
 # Rows of the whole vocabulary at once (400 KB each in float32 and its exponentials).
@@ -101,6 +111,10 @@ class EmbeddedFM(BaseFM):
         return frozenset(
             {Capability.TEXT, Capability.LABEL_LOGPROBS, Capability.PROMPT_LOGPROBS, Capability.PROMPT_EMBEDS}
         )
+
+    @cached_property
+    def soft_space(self) -> SoftSpace:
+        return soft_space_of(self._model.embedding)
 
     @property
     def in_process(self) -> bool:

@@ -16,10 +16,15 @@ from tokenizers import Tokenizer
 from promptfed.errors import ConfigError
 from promptfed.fm.weights import weight_files
 from promptfed.prompts.soft import check_soft
-from promptfed.types import SoftPrompt
+from promptfed.types import SoftPrompt, SoftSpace
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def soft_space_of(matrix: Tensor) -> SoftSpace:
+    """Where soft prompts of a model with this input embedding matrix (n_vocabulary, hidden) live."""
+    return SoftSpace(hidden=int(matrix.shape[1]), std=float(matrix.detach().float().std(correction=0)))
 
 
 class TokenEmbeddings:
@@ -32,6 +37,10 @@ class TokenEmbeddings:
     def hidden(self) -> int:
         """Numbers in a vector."""
         return int(self._matrix.shape[1])
+
+    @cached_property
+    def space(self) -> SoftSpace:
+        return soft_space_of(self._matrix)
 
     def encoded(self, soft: SoftPrompt, prompt: str, tokens: Sequence[int] = ()) -> str:
         """``soft``, the embeddings of the prompt's tokens and those of ``tokens``, (n, hidden), as vLLM's

@@ -46,6 +46,12 @@ class GenericLM:
         self.context: int = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 2048
         self.hidden_size: int = model.get_input_embeddings().weight.shape[1]
 
+    @property
+    def embedding(self) -> Tensor:
+        """The input embedding matrix, (n_vocabulary, hidden)."""
+        matrix: Tensor = self._model.get_input_embeddings().weight
+        return matrix
+
     @torch.inference_mode()
     def embed(self, tokens: Sequence[int]) -> Tensor:
         """The input embeddings of tokens, (n, hidden)."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from promptfed.fm.base import BaseFM, run_sync
 from promptfed.fm.endpoint import Endpoint, UnansweredError, parse_address
 from promptfed.fm.probe import find_dialect
-from promptfed.types import Capability, FMRequest, FMResponse
+from promptfed.types import Capability, FMRequest, FMResponse, SoftSpace
 
 
 class OpenAIFM(BaseFM):
@@ -39,6 +39,10 @@ class OpenAIFM(BaseFM):
     @property
     def capabilities(self) -> frozenset[Capability]:
         return self._dialect.capabilities
+
+    @property
+    def soft_space(self) -> SoftSpace | None:
+        return self._dialect.soft_space
 
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
         """Answer in as few HTTP requests as their limits allow. Raises `FMError` if the served model has changed."""

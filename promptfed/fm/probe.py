@@ -24,7 +24,7 @@ from promptfed.fm.endpoint import KEY_VARIABLE, Endpoint, UnansweredError
 from promptfed.fm.weights import find_weights
 from promptfed.prompts.soft import soft_prompt
 from promptfed.prompts.template import content_hash
-from promptfed.types import Capability
+from promptfed.types import Capability, SoftSpace
 
 CARD_S = 10.0
 # A first answer may wait for a model to be compiled or loaded.
@@ -41,6 +41,7 @@ class _Card(BaseModel):
 
     fm_id: str
     capabilities: list[str]
+    soft_space: SoftSpace | None = None
 
 
 class _Model(BaseModel):
@@ -66,7 +67,9 @@ async def find_dialect(endpoint: Endpoint, name: str) -> Dialect:
         raise UnknownNameError(f"model at {endpoint.url}", name, [model.id for model in models])
     if found is not None and found.promptfed is not None:
         known = frozenset(c for c in Capability if c.value in found.promptfed.capabilities)
-        return ServedDialect(endpoint, name, found.promptfed.fm_id, known)
+        served = ServedDialect(endpoint, name, found.promptfed.fm_id, known)
+        served.soft_space = found.promptfed.soft_space
+        return served
     return await _completions(endpoint, name, found, models or []) or await _chat(endpoint, name)
 
 

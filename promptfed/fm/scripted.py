@@ -16,14 +16,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from promptfed.fm.base import BaseFM
-from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
+from promptfed.prompts.soft import check_soft
+from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, SoftSpace, TextRequest
 
 Rule = Callable[[LabelRequest], Sequence[float]]
 _WORD = re.compile(r"[a-z0-9']+")
 
 
 class ScriptedFM(BaseFM):
-    """``scripted:NAME``. ``rule`` maps a label request to logits; ``phrases`` are what it writes, in seeded order."""
+    """``scripted:NAME``. ``rule`` maps a label request to logits; ``phrases`` are what it writes, in seeded order.
+
+    With a ``soft_space`` it takes soft prompts: what one is worth is the rule's affair, which sees ``request.soft``.
+    """
 
     def __init__(
         self,
@@ -32,11 +36,13 @@ class ScriptedFM(BaseFM):
         rule: Rule | None = None,
         phrases: Sequence[str] = ("good and nice", "bad and poor", "a fine day", "a sad day"),
         capabilities: frozenset[Capability] = frozenset({Capability.TEXT, Capability.LABEL_LOGPROBS}),
+        soft_space: SoftSpace | None = None,
     ) -> None:
         self._name = name
         self._rule = rule or overlap_rule
         self._phrases = tuple(phrases)
-        self._capabilities = capabilities
+        self._capabilities = capabilities | ({Capability.PROMPT_EMBEDS} if soft_space else frozenset())
+        self._soft_space = soft_space
 
     @property
     def fm_id(self) -> str:
@@ -47,10 +53,18 @@ class ScriptedFM(BaseFM):
         return self._capabilities
 
     @property
+    def soft_space(self) -> SoftSpace | None:
+        return self._soft_space
+
+    @property
     def in_process(self) -> bool:
         return True
 
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        """Raises `CapabilityError` for a soft prompt if it takes none, `ConfigError` for one of another width."""
+        for soft in {request.soft for request in requests if request.soft is not None}:
+            self.require(Capability.PROMPT_EMBEDS, "a soft prompt")
+            check_soft(soft, self._soft_space.hidden if self._soft_space else 0)
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: FMRequest) -> FMResponse:

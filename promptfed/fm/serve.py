@@ -1,7 +1,8 @@
 """``promptfed serve``: any registered foundation model behind an OpenAI-compatible HTTP interface.
 
     GET  /health            {"status": "ok"}; never asks for the key
-    GET  /v1/models         one model; its card carries "promptfed": {"fm_id", "capabilities"}
+    GET  /v1/models         one model; its card carries "promptfed": {"fm_id", "capabilities"}, and
+                            "soft_space" where it takes soft prompts
     POST /v1/completions    OpenAI's schema with one field more: see `promptfed.fm.completions`
 
 A request is a batch of its own, so its answer does not depend on who else asks. With ``join``, requests that wait for
@@ -20,6 +21,7 @@ import re
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 
 from pydantic import ValidationError
 
@@ -55,7 +57,8 @@ def build_app(fm: BaseFM, *, key: str | None = None, join: bool = False) -> Star
         return JSONResponse({"status": "ok"})
 
     async def models(_: Request) -> Response:
-        about = {"fm_id": fm.fm_id, "capabilities": sorted(fm.capabilities)}
+        space = {"soft_space": asdict(fm.soft_space)} if fm.soft_space else {}
+        about = {"fm_id": fm.fm_id, "capabilities": sorted(fm.capabilities), **space}
         card = {"id": name, "object": "model", "created": 0, "owned_by": "promptfed", "promptfed": about}
         return JSONResponse({"object": "list", "data": [card]})
 

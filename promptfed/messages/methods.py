@@ -16,6 +16,7 @@ from pydantic import Field
 from promptfed.errors import WireError
 from promptfed.ledger import Count
 from promptfed.messages.core import Message
+from promptfed.prompts.soft import Projection
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import FloatArray
 
@@ -97,35 +98,38 @@ class Policy(Message):
 
 # ---------------------------------------------------------------- soft prompts: fedbpt, fedavg_bbt
 
+CovarianceForm = Literal["full", "separable", "low_rank"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evolve(Message):
     """Run CMA-ES on the intrinsic vector of a soft prompt before ``template``: ``n_iterations`` of ``population``.
 
-    ``mean`` (d,), ``sigma`` and ``covariance`` (its ``form`` says how it is packed) are the distribution to start from;
-    ``projection_seed`` and ``n_vectors`` make the projection. A vector's fitness is its loss on ``n_texts`` texts, over
-    that on the same texts with a share ``mask_rate`` of the words hidden; 0 leaves the second out.
+    ``mean`` (d,), ``sigma`` and ``covariance`` (its ``form`` says how it is packed: `promptfed.strategies.evolution`)
+    are the distribution to start from. A vector's fitness is its loss on ``n_texts`` texts, over that on the same texts
+    with a share ``mask_rate`` of the words hidden; 0 leaves the second out. The loss is that of label scores as they
+    are, or, ``calibrated``, of those under batch calibration.
     """
 
     template: PromptTemplate
-    dimension: Count
-    n_vectors: Count
-    projection_seed: Count
+    projection: Projection
     mean: bytes
-    sigma: float
-    form: Literal["full", "separable", "low_rank"]
+    sigma: Annotated[float, Field(gt=0)]
+    form: CovarianceForm
     covariance: bytes
     population: Count
     n_iterations: Count
     n_texts: Count
     mask_rate: Annotated[float, Field(ge=0, lt=1)]
+    calibrated: bool
     seed: Count
     kind: Literal["evolve"] = "evolve"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evolved(Message):
-    """The local mean (d,), `packed`, its fitness (lower is better), and the step size of each iteration."""
+    """The local mean (d,), `packed`, its fitness on ``n`` texts (lower is better), and the step size of each
+    iteration."""
 
     n: Count
     mean: bytes

@@ -18,6 +18,7 @@ from promptfed.ledger import Usage
 from promptfed.messages import methods
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import NewtonSums
+from promptfed.prompts.soft import MAX_VECTORS, Projection
 from promptfed.prompts.template import SLOT, PromptTemplate
 from promptfed.types import Capability, LabelRequest, TextRequest
 
@@ -135,6 +136,10 @@ def of_type(kind: Any) -> st.SearchStrategy[Any]:
         return st.tuples(*map(of_type, inner))
     if kind is PromptTemplate:
         return templates()
+    if kind is Projection:
+        least = {"dimension": 2, "n_vectors": 1, "hidden": 1}
+        sizes = {name: st.integers(low, MAX_VECTORS) for name, low in least.items()}
+        return st.builds(Projection, seed=count, spread=number, start=number, **sizes)
     return {str: st.text(max_size=20), int: count, float: number, bytes: st.binary(max_size=30), bool: st.booleans()}[
         kind
     ]

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from promptfed.fm.endpoint import Endpoint, UnansweredError
-from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest
+from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, SoftSpace
 
 M = TypeVar("M", bound=BaseModel)
 MALFORMED = FMResponse(error="malformed answer")
@@ -25,6 +25,7 @@ class Dialect(ABC):
     max_requests = 4  # on their way at once
     max_items = 64  # that one request carries
     max_characters = 65_536
+    soft_space: SoftSpace | None = None
 
     def __init__(self, endpoint: Endpoint, model: str, fm_id: str, capabilities: frozenset[Capability]) -> None:
         self.endpoint, self.model, self.fm_id, self.capabilities = endpoint, model, fm_id, capabilities

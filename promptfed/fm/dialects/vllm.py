@@ -55,6 +55,7 @@ class VLLMDialect(CompletionsDialect):
     ) -> None:
         super().__init__(endpoint, model, fm_id, capabilities, fingerprint=fingerprint)
         self._embeddings = embeddings
+        self.soft_space = embeddings.space if embeddings else None
         self._salt = secrets.token_urlsafe(32)
         self._ids: dict[str, tuple[int, ...]] = {}
         self._turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()

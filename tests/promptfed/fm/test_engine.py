@@ -369,6 +369,14 @@ def test_another_copy_of_the_weights_is_the_same_model(fm: EmbeddedFM, tiny_llam
 # ---------------------------------------------------------------- soft prompts
 
 
+def test_the_space_of_soft_prompts_is_that_of_the_token_embeddings(fm: EmbeddedFM) -> None:
+    every = "".join(chr(c) for c in range(33, 127))
+    some = fm.token_embeddings(every)
+
+    assert fm.soft_space.hidden == some.shape[1] == 64
+    assert fm.soft_space.std == pytest.approx(some.std(), rel=0.1)
+
+
 def test_a_soft_prompt_of_a_texts_embeddings_is_that_text(fm: EmbeddedFM) -> None:
     soft = soft_prompt(fm.token_embeddings("abc "))
     texts = ("one", "three", "fifteen")
@@ -470,6 +478,7 @@ def test_another_family_is_computed_by_transformers(gpt2: Path, prefix: str) -> 
 def test_another_family_takes_soft_prompts_and_writes(gpt2: Path) -> None:
     fm = EmbeddedFM(str(gpt2))
     soft = soft_prompt(fm.token_embeddings("abc "))
+    assert (fm.soft_space.hidden, fm.soft_space.std) == (32, pytest.approx(0.2, rel=0.05))
 
     got = answer(
         fm, replace(label("t", prefix="de"), soft=soft), TextRequest(prompt="d", max_tokens=4, stop=(), soft=soft)

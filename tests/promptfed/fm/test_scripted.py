@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from promptfed.errors import CapabilityError, ConfigError
 from promptfed.fm.scripted import ScriptedFM, overlap_rule
+from promptfed.prompts.soft import soft_prompt, vectors_of
 from promptfed.prompts.template import PromptTemplate
-from promptfed.types import Capability, FoundationModel, LabelRequest, TextRequest
+from promptfed.types import Capability, FoundationModel, LabelRequest, SoftSpace, TextRequest
 from tests.support import wait_for
+
+SPACE = SoftSpace(hidden=2, std=1.0)
 
 HELPFUL = PromptTemplate(
     text="Text: superb lovely\nLabel: good\n\nText: dreadful stale\nLabel: bad\n\nText: {text}\nLabel:",
@@ -64,6 +70,25 @@ def test_a_rule_of_ones_own() -> None:
     fm = ScriptedFM(rule=lambda request: [0.0, np.log(3.0)])
 
     assert np.exp(fm.score_labels(HELPFUL, ["x"])[0]).tolist() == pytest.approx([0.25, 0.75])
+
+
+def test_with_a_soft_space_it_takes_soft_prompts_and_the_rule_sees_them() -> None:
+    fm = ScriptedFM(rule=lambda r: [0.0, vectors_of(r.soft)[0, 1] if r.soft else 0.0], soft_space=SPACE)
+    soft = replace(HELPFUL, soft=soft_prompt([[5.0, np.log(3.0)]]))
+
+    assert fm.soft_space == SPACE
+    assert Capability.PROMPT_EMBEDS in fm.capabilities
+    assert np.exp(fm.score_labels(soft, ["x"])[0]).tolist() == pytest.approx([0.25, 0.75])
+    assert np.exp(fm.score_labels(HELPFUL, ["x"])[0]).tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_soft_prompts_that_it_does_not_take_are_refused() -> None:
+    soft = replace(HELPFUL, soft=soft_prompt([[5.0, 1.0, 1.0]]))
+
+    with pytest.raises(CapabilityError, match="a soft prompt needs prompt_embeds"):
+        ScriptedFM().score_labels(soft, ["x"])
+    with pytest.raises(ConfigError, match="vectors of 3 numbers, the model of 2"):
+        ScriptedFM(soft_space=SPACE).score_labels(soft, ["x"])
 
 
 def test_writing_is_seeded() -> None:

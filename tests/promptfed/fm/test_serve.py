@@ -25,9 +25,10 @@ import uvicorn
 from promptfed.errors import ConfigError, FMError
 from promptfed.fm import serve as serving_module
 from promptfed.fm.base import BaseFM
+from promptfed.fm.openai import OpenAIFM
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.fm.serve import build_app, serve
-from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
+from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, SoftSpace, TextRequest
 from tests.support import CountingFM, FailingFM, wait_for
 
 CANARY = "canary-7f3a private sentence"
@@ -87,6 +88,17 @@ def test_the_model_card_names_the_weights_and_what_they_can_do(url: str) -> None
 
     assert card["id"] == "overlap"
     assert card["promptfed"] == {"fm_id": "scripted:overlap@0", "capabilities": ["label_logprobs", "text"]}
+
+
+def test_where_soft_prompts_live_reaches_the_client() -> None:
+    space = SoftSpace(hidden=2, std=0.25)
+    with running(build_app(ScriptedFM(soft_space=space))) as url:
+        served = OpenAIFM(f"{url}#overlap")
+    with running(build_app(ScriptedFM())) as url:
+        other = OpenAIFM(f"{url}#overlap")
+
+    assert (served.soft_space, other.soft_space) == (space, None)
+    assert Capability.PROMPT_EMBEDS in served.capabilities
 
 
 def test_labels_are_scored_as_in_this_process(url: str) -> None:
