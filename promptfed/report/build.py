@@ -32,6 +32,7 @@ NAMES = {
     "fm": "tuned prompts",
     "fm_pooled": "tuned, new client",
     "fm_single": "tuned, best one",
+    "fm_personal": "each client's choice",
     "fm_dm": "tuned + own model",
     "dm_local": "own small model",
     "dm_fedavg": "FedAvg model",
@@ -42,7 +43,7 @@ NAMES = {
     "centralised": "all texts together",
 }
 # What a run ships, not what it is compared with.
-OWN_ARMS = ("fm", "fm_pooled", "fm_single", "fm_dm")
+OWN_ARMS = ("fm", "fm_pooled", "fm_single", "fm_personal", "fm_dm")
 CLIENT_ARMS = ("fm", "fm_dm", "dm_local", "manual_few_shot", "zero_shot")
 
 
@@ -100,6 +101,7 @@ class Summary(_Record):
     calls_per_prediction: dict[str, float]
     max_fm_calls: int
     n_dropped_texts: int
+    personal: dict[str, int] = Field(default_factory=dict)
     comparisons: dict[str, Paired] = Field(default_factory=dict)
     ledger: dict[str, PhaseAccount]
     privacy: dict[str, list[dict[str, Any]]]
