@@ -79,7 +79,8 @@ class Around:
 
     @property
     def card(self) -> Card:
-        return self.method.card
+        inner = self.method.card
+        return replace(inner, paper=f"baseline around {self.inner}: {inner.paper}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,7 +128,9 @@ def test_a_share_that_is_too_small_is_told_before_any_round() -> None:
 def test_an_inner_method_is_checked_when_it_is_named() -> None:
     made = load_method("local_only", {"inner": "manual_few_shot", "inner_options": {"prompt": HAND}})
 
-    assert (made.needs, made.card) == (ManualFewShot.needs, ManualFewShot.card)
+    assert made.needs == ManualFewShot.needs
+    assert made.card.sends == ManualFewShot.card.sends
+    assert made.card.paper == "baseline around manual_few_shot: baseline: a hand-written prompt"
     with pytest.raises(UnknownNameError, match="did you mean 'race'"):
         load_method("local_only", {"inner": "rase"})
     with pytest.raises(UnknownNameError, match="unknown option of method 'zero_shot' 'prompt'"):
