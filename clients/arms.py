@@ -10,10 +10,11 @@ from scipy.special import softmax
 
 from clients.data import ClientData
 from clients.domain import LinearDomainModel, LinearHead, out_of_fold, smoothed
+from clients.personal import Chosen, choose
 from clients.scores import ScoreStore
 from promptfed.errors import RunError, UnknownNameError
 from promptfed.fm.base import BaseFM
-from promptfed.messages import Evaluate
+from promptfed.messages import Evaluate, Offer
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, NewtonSums, cross_fitted_proba, fit, sums
 from promptfed.types import Encoder, FloatArray
@@ -24,6 +25,7 @@ ARMS = {
     "fm_pooled": "the tuned set with the pooled calibration: what a new client without labels gets",
     "fm_single": "the best prompt alone, calibrated by each client",
     "fm_single_pooled": "the best prompt alone, with the pooled calibration",
+    "fm_personal": "what each client chose for itself: the tuned set, or a better one by a test on its own texts",
     "fm_dm": "the tuned set and the client's domain model, weighed together",
     "dm_local": "the client's domain model alone",
     "dm_fedavg": "one linear head, averaged over the clients (FedAvg)",
@@ -56,6 +58,7 @@ class Arms:
         self._data, self._train, self._n_labels = data, train_scores, n_labels
         self._encoder, self._domain_model = encoder, domain_model
         self._test = ScoreStore(data.test, n_labels)
+        self._chosen: dict[tuple[PromptSet, Offer], Chosen] = {}
 
     def calibrate(self, prompt: PromptSet, stop: int | None = None) -> Calibration:
         """The client's own bias and weights, held to the pooled ones shifted to its label proportions.
@@ -65,6 +68,12 @@ class Arms:
         scores, labels, _ = self._train.get(prompt.prompts, stop)
         pooled = Calibration(weights=prompt.weights, bias=prompt.bias)
         return fit(scores, labels, towards=pooled.shifted(self._train.log_prior))
+
+    def choose(self, prompt: PromptSet, offer: Offer) -> Chosen:
+        """What the client uses of ``prompt`` and what is on ``offer``; worked out once, when tuning is over."""
+        if (prompt, offer) not in self._chosen:
+            self._chosen[prompt, offer] = choose(self._train, prompt, offer)
+        return self._chosen[prompt, offer]
 
     def stack_sums(self, prompt: PromptSet, weights: tuple[float, ...]) -> NewtonSums:
         """This client's part of a Newton step at ``weights`` of (FM, domain model), over the texts that it has scored.
@@ -108,6 +117,8 @@ class Arms:
         if task.prompt is None:
             raise RunError(f"arm {task.arm!r} needs a prompt")
         prompt = task.prompt
+        if kind_of(task.arm) == "fm_personal" and task.offer is not None:
+            prompt = self.choose(prompt, task.offer).prompt
         await self._test.ask(fm, prompt.prompts, len(self._data.test))
         scores = self._test.get(prompt.prompts)[0]
         calls = float(len(prompt.prompts))

@@ -19,6 +19,7 @@ from clients.arms import Arms
 from clients.data import ClientData, client_rng
 from clients.domain import LinearDomainModel, LinearHead
 from clients.history import TaskHistory
+from clients.personal import Chosen
 from clients.scores import ScoreStore
 from clients.tasks import METHOD_TASKS
 from evaluators.metrics import with_errors
@@ -214,6 +215,7 @@ class Client:
                     task.stop,
                     mix([(task.weights[i], bias[i]) for i in s]),
                     beside=task.prompts,
+                    half=task.half,
                 )
                 for s in task.sets
             ]
@@ -233,12 +235,19 @@ class Client:
         self._keep("calibration.json", {"prompt_id": task.prompt.prompt_id, **asdict(own)})
         domain = {"weights": task.stack, "domain_calibration": asdict(self.arms.domain_calibration)}
         self._keep("stacker.json", {"prompt_id": task.prompt.prompt_id, **domain})
+        chosen = Chosen(choice="global", prompt=task.prompt)
+        if task.offer is not None:
+            chosen = self.arms.choose(task.prompt, task.offer)
+        mine = self.arms.calibrate(chosen.prompt)
+        if self.folder is not None:
+            used = replace(chosen.prompt, weights=mine.weights, bias=mine.bias)
+            used.save(self.folder / "personal.json", about={"choice": chosen.choice})
         head = self.domain_model().head.flat
         if self.folder is not None and head is not None:
             content = io.BytesIO()
             np.save(content, head)
             write_whole(self.folder / "domain_model.npy", content.getvalue())
-        return Adopted(n_calibration=len(self.scores.get(task.prompt.prompts)[0]))
+        return Adopted(n_calibration=len(self.scores.get(task.prompt.prompts)[0]), choice=chosen.choice)
 
     def _fit_head(self, task: FitHead) -> Head:
         start = np.array(task.head) if task.head else None

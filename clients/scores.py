@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from clients.data import Labelled
 from promptfed.fm.base import BaseFM
@@ -75,23 +76,34 @@ class ScoreStore:
         return scores[rows], self.data.labels[rows], rows
 
     def proper_scores(
-        self, prompts: Sequence[PromptTemplate], stop: int, pooled: Calibration, beside: Sequence[PromptTemplate] = ()
+        self,
+        prompts: Sequence[PromptTemplate],
+        stop: int,
+        pooled: Calibration,
+        beside: Sequence[PromptTemplate] = (),
+        half: int | None = None,
     ) -> FloatArray:
         """1 - Brier/2 of each text, in [0, 1], higher is better, under calibration cross-fitted from ``pooled``,
         which is for balanced labels, shifted to the client's own proportions.
 
-        Only texts that the prompts ``beside`` were scored on too: a client that missed a round may lack some.
+        Only texts that the prompts ``beside`` were scored on too: a client that missed a round may lack some. ``half``:
+        only those of the first (0) or of the second (1) half.
         """
         scores, labels, rows = self.get(prompts, stop)
-        if beside:
-            shared = np.isin(rows, self.get(beside, stop)[2])
-            scores, labels, rows = scores[shared], labels[shared], rows[shared]
+        kept = np.isin(rows, self.get(beside, stop)[2]) if beside else np.ones(len(rows), dtype=bool)
+        if half is not None:
+            kept &= self.is_first_half(rows, stop) == (half == 0)
+        scores, labels, rows = scores[kept], labels[kept], rows[kept]
         if not len(rows):
             return np.zeros(0)
         start = pooled.shifted(self.log_prior)
         value = brier_score(cross_fitted_proba(scores, labels, towards=start), labels)
         failed = np.max([self._failed[p.prompt_id][rows] for p in prompts], axis=0)
         return np.where(failed > 0, 0.0, value)
+
+    def is_first_half(self, rows: IntArray, stop: int) -> npt.NDArray[np.bool_]:
+        """Which of the texts ``rows`` (n,) are in the first half of [0, stop)."""
+        return np.asarray(2 * rows < min(stop, len(self.data)))
 
     def adopt(self, other: ScoreStore, rows: IntArray) -> None:
         """Take over what ``other`` knows of the same texts: its text ``rows[i]`` is text i here."""

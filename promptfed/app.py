@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from clients.client import Client
 from clients.data import ClientData, Labelled, Rows, assemble, read_rows
 from clients.partition import dirichlet
-from promptfed.conduct import MANUAL_CALIBRATION_TEXTS, Conductor, Result, TaskText, task_text, unread
+from promptfed.conduct import MANUAL_CALIBRATION_TEXTS, Conductor, Result, TaskText, task_text
 from promptfed.config import Config, load_config
 from promptfed.errors import ConfigError, DataError
 from promptfed.federation.checkpoint import Checkpoint
@@ -26,11 +26,12 @@ from promptfed.fm.base import BaseFM, run_sync
 from promptfed.fm.decorators import Pooled, Retrying, Routed
 from promptfed.fm.journal import RecordingFM
 from promptfed.folder import begun_folder, check_folder, new_folder
+from promptfed.ledger import Phase
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate, content_hash
 from promptfed.registry import load_fm, load_method
 from promptfed.runs import compare_runs
-from promptfed.strategies.base import Federation
+from promptfed.strategies.base import Federation, Reading, Strategy
 from promptfed.types import Encoder
 from retrieval.encoder import RememberingEncoder, SentenceEncoder
 
@@ -225,13 +226,19 @@ class Simulation(Conductor):
         server, _ = self._open(fleet, self._clients(self.inputs.clients, fleet))
         return server
 
-    async def centralised(self, federation: Federation) -> tuple[Server, PromptSet]:
+    async def centralised(self, method: Strategy, federation: Federation, phase: Phase) -> tuple[Server, PromptSet]:
         """All texts in one place, the same number of calls; then each client calibrates on its own texts' scores."""
         pooled, rows = _pool([d for d in self.inputs.clients if d.client_id in federation.clients])
         centre = self._clients([pooled], "centralised-tuning")
         server, restore = self._open("centralised-tuning", centre)
-        central = unread(federation, clients={pooled.client_id: len(pooled.train)})
-        prompt = await self.tune(server, self.method, central, "baselines")
+
+        def read(reading: Reading) -> None:
+            """The texts [0, stop) of all are each client's first so many."""
+            stops = {c: int((mine < reading.stop).sum()) for c, mine in rows.items()}
+            federation.read(replace(reading, by_client={c: replace(reading, stop=n) for c, n in stops.items()}))
+
+        central = replace(federation, clients={pooled.client_id: len(pooled.train)}, read=read)
+        prompt = await self.tune(server, method, central, phase)
         await restore()
         clients = self._clients(self.inputs.clients, "centralised")
         for client_id in rows:

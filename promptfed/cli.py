@@ -1,5 +1,5 @@
-"""The command line: ``promptfed run``, ``resume``, ``server``, ``client``, ``keys``, ``eval``, ``predict``, ``report``,
-``compare``, ``doctor``, ``methods``, ``serve``, ``cache``.
+"""The command line: ``promptfed run``, ``resume``, ``server``, ``client``, ``keys``, ``eval``, ``transfer``,
+``predict``, ``report``, ``compare``, ``doctor``, ``methods``, ``serve``, ``cache``.
 
 Exit codes: 0 done, 2 something that the caller can mend, 3 a run that failed. Errors go to stderr without a traceback.
 """
@@ -10,14 +10,28 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
-from promptfed.console import SIMULATION, err_console, out_console, print_estimate, show_run, tell
+from promptfed.console import (
+    SIMULATION,
+    err_console,
+    out_console,
+    print_estimate,
+    show_method,
+    show_methods,
+    show_run,
+    tell,
+)
 from promptfed.errors import ConfigError, DataError, PromptfedError
 from promptfed.ports import free_port
+
+if TYPE_CHECKING:
+    from promptfed.prompts.artefact import PromptSet
+    from promptfed.prompts.calibration import Calibration
+    from promptfed.types import IntArray
 
 app = typer.Typer(
     name="promptfed",
@@ -27,6 +41,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+Personal = Annotated[
+    bool, typer.Option("--personal", help="With --client: the prompts that this client chose for itself.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 
 
@@ -249,6 +266,7 @@ def eval_command(
     data: Annotated[Path, typer.Argument(help="Labelled CSV file.")],
     fm: Annotated[str, typer.Option("--fm", help="Foundation model, KIND:NAME.")] = "embedded:smollm2-135m-instruct",
     client: Annotated[str | None, typer.Option("--client", help="Use this client's calibration (run folder).")] = None,
+    personal: Personal = False,
     text_column: Annotated[str, typer.Option("--text-column")] = "text",
     label_column: Annotated[str, typer.Option("--label-column")] = "label",
     as_json: Json = False,
@@ -256,33 +274,88 @@ def eval_command(
     """Measure a tuned prompt on labelled text."""
     import numpy as np
 
-    from clients.data import read_rows
     from evaluators.metrics import with_errors
-    from promptfed.prompts.artefact import PromptSet
     from promptfed.registry import load_fm
 
-    tuned = PromptSet.load(prompt)
-    rows = read_rows(data, client_column="", text_column=text_column, label_column=label_column, client="all")
-    index = {label: k for k, label in enumerate(tuned.labels)}
-    if unknown := sorted({y for _, _, y in rows} - set(index)):
-        raise DataError(f"{data} has labels {', '.join(unknown)}; the prompt knows {', '.join(tuned.labels)}")
-    predicted = tuned.predict([t for _, t, _ in rows], fm=load_fm(fm), calibration=_calibration(prompt, client))
-    uniform = {label: 1.0 / len(index) for label in tuned.labels}
+    tuned, calibration = _tuned(prompt, client, personal)
+    texts, labels = _labelled(data, tuned, text_column, label_column)
+    predicted = tuned.predict(texts, fm=load_fm(fm), calibration=calibration)
+    uniform = {label: 1.0 / len(tuned.labels) for label in tuned.labels}
     proba = np.array([[(p.proba or uniform)[label] for label in tuned.labels] for p in predicted])
-    labels = np.array([index[y] for _, _, y in rows])
     values, errors = with_errors(proba, labels, np.random.default_rng(0))
     failed = sum(p.label is None for p in predicted)
     if as_json:
         body = {name: {"value": values[name], "se": errors[name]} for name in values}
-        print(json.dumps({"n": len(rows), "n_failed": failed, "prompt_id": tuned.prompt_id, "metrics": body}))  # noqa: T201
+        print(json.dumps({"n": len(texts), "n_failed": failed, "prompt_id": tuned.prompt_id, "metrics": body}))  # noqa: T201
         return
-    table = Table("metric", "value", "95% interval", title=f"{tuned.prompt_id} on {len(rows)} texts")
+    table = Table("metric", "value", "95% interval", title=f"{tuned.prompt_id} on {len(texts)} texts")
     for name, value in values.items():
         half = 1.96 * errors[name]
         table.add_row(name, f"{value:.3f}", f"{value - half:.3f} to {value + half:.3f}")
     out_console.print(table)
     if failed:
         out_console.print(f"{failed} texts failed at the FM and count as uniform guesses")
+
+
+@app.command("transfer")
+def transfer_command(
+    prompt: Annotated[Path, typer.Argument(help="prompt.json or a run folder.")],
+    data: Annotated[Path, typer.Argument(help="Labelled CSV file.")],
+    fm: Annotated[str, typer.Option("--fm", help="The other foundation model, KIND:NAME.")],
+    origin: Annotated[
+        str | None,
+        typer.Option("--from", help="The model that the prompt was tuned on; by default the one that it names."),
+    ] = None,
+    text_column: Annotated[str, typer.Option("--text-column")] = "text",
+    label_column: Annotated[str, typer.Option("--label-column")] = "label",
+    as_json: Json = False,
+) -> None:
+    """Measure what a tuned prompt is worth at another foundation model, as it is and recalibrated without labels."""
+    from dataclasses import asdict
+
+    from evaluators.transfer import ORIGIN, RECALIBRATED, STORED, transfer
+    from promptfed.registry import load_fm
+    from promptfed.runs import read_about
+
+    tuned, _ = _tuned(prompt, None, False)
+    texts, labels = _labelled(data, tuned, text_column, label_column)
+    named, note = str(read_about(prompt).get("fm", "")), ""
+    other, model = load_fm(fm), None
+    try:
+        # An id is an address and what tells weights apart.
+        model = load_fm(origin or named.partition("@")[0])
+    except PromptfedError as error:
+        if origin is not None:
+            raise
+        note = f"not measured at {named or 'the model that it was tuned on'}: {error}; name that model in --from"
+    if model is not None and named and model.fm_id != named:
+        note = f"tuned on {named}, compared with {model.fm_id}: other weights"
+    result = transfer(tuned, texts, labels, other, model)
+    if as_json:
+        differences = [{"of": a, "less": b, **asdict(d)} for (a, b), d in result.differences.items()]
+        ids = {"fm": other.fm_id, "from": model.fm_id if model else None, "prompt_id": tuned.prompt_id, "note": note}
+        body = {**ids, "n": result.n, "n_failed": dict(result.n_failed), "accuracy": dict(result.accuracy)}
+        print(json.dumps({**body, "differences": differences}))  # noqa: T201
+        return
+    called = {
+        ORIGIN: f"{model.fm_id if model else ''}, where it was tuned",
+        STORED: f"{other.fm_id}, as it is",
+        RECALIBRATED: f"{other.fm_id}, recalibrated without labels",
+    }
+    table = Table("measured at", "accuracy", title=f"{tuned.prompt_id} on {result.n} texts")
+    for name, value in result.accuracy.items():
+        table.add_row(called[name], f"{value:.3f}")
+    out_console.print(table)
+    for (a, b), d in result.differences.items():
+        low, high = (100 * end for end in d.ci95)
+        out_console.print(
+            f"{a} less {b}: {100 * d.difference:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}", highlight=False
+        )
+    for model_id, n in result.n_failed.items():
+        if n:
+            out_console.print(f"{n} texts failed at {model_id} and count as wrong", highlight=False)
+    if note:
+        err_console.print(note, markup=False)
 
 
 @app.command("predict")
@@ -293,13 +366,12 @@ def predict_command(
     ] = None,
     fm: Annotated[str, typer.Option("--fm", help="Foundation model, KIND:NAME.")] = "embedded:smollm2-135m-instruct",
     client: Annotated[str | None, typer.Option("--client", help="Use this client's calibration (run folder).")] = None,
+    personal: Personal = False,
 ) -> None:
     """Label texts: lines in, one JSON object a line out, in order."""
-    from promptfed.prompts.artefact import PromptSet
     from promptfed.registry import load_fm
 
-    tuned = PromptSet.load(prompt)
-    calibration = _calibration(prompt, client)
+    tuned, calibration = _tuned(prompt, client, personal)
     texts = _lines(source)
     model = load_fm(fm)
     for start in range(0, len(texts), 256):
@@ -343,24 +415,30 @@ def compare_command(
 
 
 @app.command("methods")
-def methods_command(as_json: Json = False) -> None:
-    """List the registered methods and what they need of the FM."""
-    import inspect
+def methods_command(
+    name: Annotated[str | None, typer.Argument(help="A method: show its card and options.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the registered methods, or show one: what it needs of the FM, what it sends, its options."""
+    from promptfed.registry import METHODS, describe_method, names
 
-    from promptfed.registry import METHODS, load_method, names
-
-    rows = []
-    for name in names(METHODS):
-        method = load_method(name)
-        doc = (inspect.getdoc(inspect.getmodule(type(method))) or "").splitlines()[0]
-        rows.append({"name": name, "needs": sorted(method.needs), "what": doc})
-    if as_json:
-        print(json.dumps(rows))  # noqa: T201
+    if name is not None:
+        found = describe_method(name)
+        if as_json:
+            print(json.dumps(found, default=str))  # noqa: T201
+        else:
+            show_method(found)
         return
-    table = Table("method", "needs", "what")
-    for row in rows:
-        table.add_row(str(row["name"]), ", ".join(row["needs"]), str(row["what"]))
-    out_console.print(table)
+    rows: list[dict[str, Any]] = []
+    for known in names(METHODS):
+        try:
+            rows.append(describe_method(known))
+        except ImportError as error:  # one package that is broken must not hide the others
+            rows.append({"name": known, "error": f"can't be loaded ({type(error).__name__})"})
+    if as_json:
+        print(json.dumps(rows, default=str))  # noqa: T201
+    else:
+        show_methods(rows)
 
 
 @app.command("doctor")
@@ -459,14 +537,33 @@ def _new_folder_of(folder: Path, *names: str) -> Path:
     return folder
 
 
-def _calibration(prompt: Path, client: str | None) -> Any:
-    from promptfed.runs import read_calibration
+def _tuned(prompt: Path, client: str | None, personal: bool) -> tuple[PromptSet, Calibration | None]:
+    """The tuned prompts and a client's calibration of them, or the prompts that the client chose for itself."""
+    from promptfed.prompts.artefact import PromptSet
+    from promptfed.runs import read_calibration, read_personal
 
     if client is None:
-        return None
+        if personal:
+            raise ConfigError("--personal needs --client: whose prompts?")
+        return PromptSet.load(prompt), None
     if not prompt.is_dir():
         raise ConfigError(f"--client needs a run folder, where the clients' calibrations are; got {prompt}")
-    return read_calibration(prompt, client)
+    if personal:
+        return read_personal(prompt, client), None
+    return PromptSet.load(prompt), read_calibration(prompt, client)
+
+
+def _labelled(data: Path, tuned: PromptSet, text_column: str, label_column: str) -> tuple[list[str], IntArray]:
+    """Texts of a file and the indices of their labels in ``tuned.labels``."""
+    import numpy as np
+
+    from clients.data import read_rows
+
+    rows = read_rows(data, client_column="", text_column=text_column, label_column=label_column, client="all")
+    index = {label: k for k, label in enumerate(tuned.labels)}
+    if unknown := sorted({y for _, _, y in rows} - set(index)):
+        raise DataError(f"{data} has labels {', '.join(unknown)}; the prompt knows {', '.join(tuned.labels)}")
+    return [text for _, text, _ in rows], np.array([index[y] for _, _, y in rows], dtype=np.int64)
 
 
 def _lines(source: Path | None) -> list[str]:

@@ -19,24 +19,24 @@ from clients.data import read_texts
 from evaluators.metrics import PRIMARY
 from promptfed.config import Config
 from promptfed.errors import CapabilityError, ConfigError, RunError, UserError
-from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, fit_stack, join, side_by_side, summarise
+from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, fit_stack, join, offers, summarise
 from promptfed.federation.events import EventLog, Listener
 from promptfed.federation.server import Limits, Server
 from promptfed.files import write_whole
 from promptfed.fm.base import lacking
-from promptfed.ledger import Ledger
-from promptfed.messages import Evaluate, Evaluated, Join, Joined
+from promptfed.ledger import Ledger, Phase
+from promptfed.messages import Evaluate, Evaluated, Join, Joined, Offer
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
 from promptfed.report.build import build_report
 from promptfed.strategies.base import Federation, Reading, Strategy
-from promptfed.strategies.baselines import Given, manual_prompt, zero_shot_prompt
+from promptfed.strategies.baselines import Centralised, ManualFewShot, each_alone, manual_prompt, zero_shot_prompt
 from promptfed.types import SoftSpace, satisfies
 
 SCHEMA_VERSION = 1
 TUNING: Final = "tuning"
 # The arms that every run measures, in this order: those that share prompts share FM calls.
-TUNED_ARMS = ("fm", "fm_pooled", "fm_single", "fm_dm", "dm_local")
+TUNED_ARMS = ("fm", "fm_pooled", "fm_single", "fm_personal", "fm_dm", "dm_local")
 # Texts a client that calibrate the hand-written prompt: as many as the tuned prompts typically get.
 MANUAL_CALIBRATION_TEXTS = 60
 
@@ -88,6 +88,7 @@ class Conductor(ABC):
         self.events = EventLog(folder / "events.jsonl" if folder else None, tuple(listeners))
         self._arms: dict[str, dict[str, Evaluated]] = {}
         self._readings: list[tuple[Reading, dict[str, Any]]] = []
+        self._choices: dict[str, int] = {}
 
     # ------------------------------------------------------------------------------- what a transport has to give
 
@@ -109,7 +110,7 @@ class Conductor(ABC):
         """A server for the clients of ``fleet``, with a checkpoint of its own."""
 
     @abstractmethod
-    async def centralised(self, federation: Federation) -> tuple[Server, PromptSet]:
+    async def centralised(self, method: Strategy, federation: Federation, phase: Phase) -> tuple[Server, PromptSet]:
         """Tune with all texts in one place; a server of clients that remember their own texts' scores, and the prompt.
 
         Raises `ConfigError` where texts can't be put in one place.
@@ -179,56 +180,79 @@ class Conductor(ABC):
 
         self._check_budget(federation, any(n_test.values()))
         server.invite(set(ids) - set(joined), self.join_task, welcome)
-        prompt = await self.tune(server, self.method, federation)
+        if isinstance(self.method, Centralised):
+            server, prompt = await self.centralised(self.method.method, federation, TUNING)
+        else:
+            prompt = await self.tune(server, self.method, federation)
         if not self._readings:
             raise RunError(f"method {self.method.name!r} came to an end without a reading: it has to end with conclude")
-        stack = await server.drive(fit_stack(list(federation.clients), prompt), "tuning", 0)
-        await server.drive(adopt(list(federation.clients), prompt, stack), "tuning", 0)
+        reading = self._readings[-1][0]
+        prompts = {c: reading.of(c).prompt for c in federation.clients}
+        stack = await server.drive(fit_stack(prompts), "tuning", 0)
+        offered = await server.drive(offers(federation, reading), "tuning", 0)
+        self._choices = await server.drive(adopt(prompts, stack, offered), "tuning", 0)
         self._save(prompt)
         if any(n_test.values()):
-            single = self._readings[-1][0].single
-            await self._evaluate(server, prompt, single, stack, n_test)
-            await self._evaluate_readings(server, n_test)
+            await self._evaluate(server, reading, offered, stack, n_test)
+            await self._evaluate_readings(server, federation, n_test)
             await self._baselines(federation, n_test)
         return self._finish(prompt, stack, joined)
 
-    async def tune(self, server: Server, method: Strategy, federation: Federation, phase: Any = "tuning") -> PromptSet:
+    async def tune(self, server: Server, method: Strategy, federation: Federation, phase: Phase = TUNING) -> PromptSet:
         """Drive ``method`` to its end."""
         return await server.drive(method.run(federation), phase, federation.max_fm_calls)
 
     def _check_budget(self, federation: Federation, is_measured: bool) -> None:
         """Let the method refuse a budget before anything is paid for, also the share of one client alone."""
         next(self.method.run(unread(federation, milestones=federation.milestones)), None)
-        if is_measured and "local_only" in self.config.evaluation.baselines:
+        baselines = self.config.evaluation.baselines if is_measured else ()
+        if "manual_few_shot" in baselines:
+            manual_prompt(federation, self.config.evaluation.manual_prompt)
+        if "local_only" in baselines:
             try:
-                next(self.method.run(_alone(federation, next(iter(federation.clients)))), None)
+                next(each_alone(self.method, unread(federation)), None)
             except ConfigError as error:
                 raise ConfigError(
-                    f"evaluation.baselines has local_only, where each client has its share of the calls: {error}, "
-                    "times the number of clients, or leave the baseline out"
+                    f"evaluation.baselines has local_only, where {error}, or leave the baseline out"
                 ) from None
 
     async def _evaluate(
         self,
         server: Server,
-        prompt: PromptSet,
-        single: PromptSet,
+        reading: Reading,
+        offered: Mapping[str, Offer],
         stack: tuple[float, float],
         n_test: Mapping[str, int],
     ) -> None:
-        prompts: dict[str, PromptSet | None] = {"fm_single": single, "dm_local": None}
         for arm in TUNED_ARMS:
-            task = Evaluate(arm=arm, prompt=prompts.get(arm, prompt), stack=stack if arm == "fm_dm" else ())
-            await self._measure_each(server, dict.fromkeys(self.client_ids, task), n_test, "evaluation")
+            tasks = self._tasks(arm, reading, offered, stack=stack if arm == "fm_dm" else ())
+            await self._measure_each(server, tasks, n_test, "evaluation")
 
-    async def _evaluate_readings(self, server: Server, n_test: Mapping[str, int]) -> None:
+    async def _evaluate_readings(self, server: Server, federation: Federation, n_test: Mapping[str, int]) -> None:
         """Measure what the method had come to at each milestone, the last one included: as a set and its best prompt
-        alone, each under the clients' own calibration and under the pooled one."""
+        alone, each under the clients' own calibration and under the pooled one, and as each client would choose."""
         for reading, _ in self._readings if self.config.budget.milestones else ():
-            for kind, prompt in (("fm", reading.prompt), ("fm_single", reading.single)):
-                for arm in (kind, f"{kind}_pooled"):
-                    task = Evaluate(arm=f"{arm}@{reading.milestone}", prompt=prompt, stop=reading.stop)
-                    await self._measure_each(server, dict.fromkeys(self.client_ids, task), n_test, "evaluation")
+            offered = await server.drive(offers(federation, reading), "evaluation", 0)
+            for arm in ("fm", "fm_pooled", "fm_single", "fm_single_pooled", "fm_personal"):
+                tasks = self._tasks(arm, reading, offered, at=f"@{reading.milestone}")
+                await self._measure_each(server, tasks, n_test, "evaluation")
+
+    def _tasks(
+        self, arm: str, reading: Reading, offered: Mapping[str, Offer], stack: tuple[float, ...] = (), at: str = ""
+    ) -> dict[str, Evaluate]:
+        """What each client is to measure of a reading, ``at`` a milestone or at the end."""
+        tasks = {}
+        for client in self.client_ids:
+            mine = reading.of(client)
+            prompt = None if arm == "dm_local" else mine.single if arm.startswith("fm_single") else mine.prompt
+            tasks[client] = Evaluate(
+                arm=arm + at,
+                prompt=prompt,
+                stack=stack,
+                stop=mine.stop if at else None,
+                offer=offered.get(client) if arm == "fm_personal" else None,
+            )
+        return tasks
 
     async def _measure(self, server: Server, arm: str, prompt: PromptSet, n_test: Mapping[str, int]) -> None:
         """Measure the baseline ``arm`` with the same prompt at every client."""
@@ -247,19 +271,19 @@ class Conductor(ABC):
     async def _baselines(self, federation: Federation, n_test: Mapping[str, int]) -> None:
         for name in self.config.evaluation.baselines:
             if name == "centralised":
-                server, prompt = await self.centralised(federation)
+                server, prompt = await self.centralised(self.method, unread(federation), "baselines")
                 await self._measure(server, name, prompt, n_test)
                 continue
             server = self.open(name)
             if name == "zero_shot":
                 await self._measure(server, name, _raw(federation, zero_shot_prompt(federation)), n_test)
             elif name == "manual_few_shot":
-                by_hand = manual_prompt(federation, self.config.evaluation.manual_prompt)
-                n_calls = MANUAL_CALIBRATION_TEXTS * len(self.client_ids)
-                given = Given([by_hand], MANUAL_CALIBRATION_TEXTS)
-                tuned = await self.tune(server, given, unread(federation, max_fm_calls=n_calls), "baselines")
-                for arm in (name, f"{name}_calibrated"):
-                    await self._measure(server, arm, tuned, n_test)
+                n_calls = sum(min(MANUAL_CALIBRATION_TEXTS, n) for n in federation.clients.values())
+                by_hand = ManualFewShot(prompt=self.config.evaluation.manual_prompt)
+                tuned = await self.tune(server, by_hand, unread(federation, max_fm_calls=n_calls), "baselines")
+                as_it_is = _raw(federation, replace(tuned.prompts[0], readout=()))
+                await self._measure(server, name, as_it_is, n_test)
+                await self._measure(server, f"{name}_calibrated", tuned, n_test)
             elif name == "dm_fedavg":
                 head = await server.drive(fedavg_heads(list(federation.clients)), "baselines", 0)
                 task = Evaluate(arm=name, head=head)
@@ -270,11 +294,13 @@ class Conductor(ABC):
     async def _local_only(self, server: Server, federation: Federation, n_test: Mapping[str, int]) -> None:
         """Each client alone, with its share of the calls."""
         measured = self._arms["fm"]  # who is gone, or has no held-out texts, is not measured here either
-        alone = {client: self.method.run(_alone(federation, client)) for client in measured}
-        prompts = await server.drive(side_by_side("local_only", alone), "baselines", 10**9)
-        if prompts:
-            tasks = {client: Evaluate(arm="local_only", prompt=prompt) for client, prompt in prompts.items()}
-            await self._measure_each(server, tasks, n_test)
+        share = federation.max_fm_calls // len(federation.clients)
+        here = {client: n for client, n in federation.clients.items() if client in measured}
+        found: list[Reading] = []
+        alone = unread(federation, clients=here, max_fm_calls=share * len(here), read=found.append)
+        await server.drive(each_alone(self.method, alone), "baselines", alone.max_fm_calls)
+        tasks = {c: Evaluate(arm="local_only", prompt=own.prompt) for c, own in found[-1].by_client.items()}
+        await self._measure_each(server, tasks, n_test)
 
     def _at(self, milestone: int) -> dict[str, Any]:
         """What was measured at a milestone, as in `summarise`, by the arms' own names."""
@@ -352,6 +378,7 @@ class Conductor(ABC):
                 for arm, by_client in arms.items()
             },
             "max_fm_calls": config.budget.max_fm_calls,
+            "personal": self._choices,
             "readings": [{**spent, "metrics": self._at(spent["milestone"])} for _, spent in self._readings],
             "n_dropped_texts": sum(j.n_dropped for j in joined.values()),
             "ledger": self.ledger.as_dict(),
@@ -372,12 +399,6 @@ def unread(federation: Federation, **changes: Any) -> Federation:
 
 
 def _silent(*_: Any) -> None: ...
-
-
-def _alone(federation: Federation, client: str) -> Federation:
-    """One client of a federation, with its share of the calls."""
-    share = federation.max_fm_calls // len(federation.clients)
-    return unread(federation, clients={client: federation.clients[client]}, max_fm_calls=share)
 
 
 def _raw(federation: Federation, prompt: PromptTemplate) -> PromptSet:

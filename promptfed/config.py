@@ -158,6 +158,8 @@ class Config(_Section):
         ids = [c.id for c in self.clients]
         if len(set(ids)) != len(ids):
             raise ValueError("two [[clients]] have the same id")
+        if self.method.name == "centralised" and "centralised" in self.evaluation.baselines:
+            raise ValueError("evaluation.baselines has centralised, which is the method here: the arm fm is it")
         self._check_labels()
         return self
 
@@ -174,8 +176,9 @@ class Config(_Section):
             )
         if not self.task.labels:
             raise ValueError("with [network] task.labels has to say which labels there are, in their order")
-        if "centralised" in self.evaluation.baselines:
-            raise ValueError("evaluation.baselines has centralised: over a network texts can't be put in one place")
+        for key, named in (("method.name", [self.method.name]), ("evaluation.baselines", self.evaluation.baselines)):
+            if "centralised" in named:
+                raise ValueError(f"{key} has centralised: over a network texts can't be put in one place")
         if isinstance(network.clients, dict) == network.insecure:
             raise ValueError(
                 "network.clients maps ids to files with public keys; only with network.insecure = true (plain text, "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -137,3 +138,39 @@ def print_estimate(figures: Mapping[str, Any], as_json: bool) -> None:
         table.add_row(phase, str(row["fm_calls"]), f"{row['tokens']:,}", f"{row['minutes']:.1f}", f"{row['usd']:.2f}")
     out_console.print(table)
     out_console.print(figures["basis"], highlight=False)
+
+
+READS_TEXT = "needs an FM that follows instructions: worth little with a small or base model"
+
+
+def show_methods(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line a method, as `promptfed.registry.describe_method` has it."""
+    table = Table("method", "needs of the FM", "privacy unit", "paper")
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["name"], "", "", row["error"], style="dim")
+            continue
+        mark = " *" if row["reads_text"] else ""
+        table.add_row(row["name"] + mark, ", ".join(row["needs"]), row["privacy_unit"] or "none", row["paper"])
+    out_console.print(table)
+    if any(row.get("reads_text") for row in rows):
+        out_console.print(f"* {READS_TEXT}", highlight=False)
+    out_console.print("More of one: promptfed methods NAME", highlight=False)
+
+
+def show_method(row: Mapping[str, Any]) -> None:
+    """One method's card and options."""
+    table = Table(show_header=False, title=row["name"])
+    table.add_row("paper", row["paper"])
+    table.add_row("needs of the FM", ", ".join(row["needs"]) + (f"; {READS_TEXT}" if row["reads_text"] else ""))
+    table.add_row("tasks that it sends", ", ".join(row["sends"]))
+    table.add_row("what the replies carry", row["crosses"])
+    table.add_row("privacy unit", row["privacy_unit"] or "none: what clients send is exact")
+    out_console.print(table)
+    if not row["options"]:
+        out_console.print("It has no options.")
+        return
+    options = Table("option", "type", "default", title="method.options", caption="--set method.options.NAME=VALUE")
+    for option in row["options"]:
+        options.add_row(option["name"], escape(option["type"]), escape(repr(option["default"])))
+    out_console.print(options)

@@ -20,11 +20,12 @@ from promptfed.federation.server import Limits, Server
 from promptfed.files import write_whole
 from promptfed.fm.base import run_sync
 from promptfed.folder import new_folder
+from promptfed.ledger import Phase
 from promptfed.messages import Joined
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import content_hash
 from promptfed.registry import load_method
-from promptfed.strategies.base import Federation
+from promptfed.strategies.base import Federation, Strategy
 
 # A round over a network has a deadline, said or not: a client that is gone for good must not stop a run.
 DEADLINE_S = 1800.0
@@ -137,5 +138,5 @@ class NetworkRun(Conductor):
         server.expect_absent(set(self.client_ids) - self._flower.clients)
         return server
 
-    async def centralised(self, federation: Federation) -> tuple[Server, PromptSet]:  # noqa: ARG002
+    async def centralised(self, method: Strategy, federation: Federation, phase: Phase) -> tuple[Server, PromptSet]:  # noqa: ARG002
         raise ConfigError("centralised: over a network texts can't be put in one place")

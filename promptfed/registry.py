@@ -2,44 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from promptfed.errors import ConfigError, UnknownNameError
+from promptfed.errors import ConfigError
 from promptfed.fm.base import BaseFM
 from promptfed.fm.cache import CachedFM
 from promptfed.fm.prices import Priced, PriceFile
+from promptfed.plugins import FMS, METHODS, find, make_method, names
 from promptfed.strategies.base import Strategy
 
-METHODS = "promptfed.methods"
-FMS = "promptfed.fms"
-
-
-def names(group: str) -> list[str]:
-    """What is registered in an entry-point group, sorted."""
-    return sorted(entry_points(group=group).names)
+__all__ = ["FMS", "METHODS", "describe_method", "load_fm", "load_method", "model_of", "names"]
 
 
 def load_method(name: str, options: Mapping[str, Any] | None = None) -> Strategy:
     """A method by name, with options (the fields of its dataclass). Raises `UnknownNameError` and `ConfigError`."""
-    made = _load(METHODS, "method", name)
-    known = {f.name: f for f in fields(made)} if is_dataclass(made) else {}
-    for option in options or {}:
-        if option not in known:
-            raise UnknownNameError(f"option of method {name!r}", option, known or ["none"])
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter(cast(type, made))
-        method: Strategy = adapter.validate_python(dict(options or {})) if known else made()
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"method.options.{where} = {first['input']!r}: {first['msg']}") from None
+    method: Strategy = make_method(name, options)
     return method
+
+
+def describe_method(name: str) -> dict[str, Any]:
+    """What a method is, as plain values: its card, what it needs of the FM, and its options with types and defaults.
+
+    Raises `UnknownNameError`; and what its module raises, if that can't be imported.
+    """
+    method: Any = load_method(name)
+    card = method.card
+    options = [
+        {"name": f.name, "type": str(f.type), "default": getattr(method, f.name)}
+        for f in (fields(method) if is_dataclass(method) else ())
+    ]
+    return {
+        "name": name,
+        "needs": sorted(method.needs),
+        "privacy_unit": card.privacy_unit,
+        "reads_text": card.reads_text,
+        "paper": card.paper,
+        "sends": sorted(card.sends),
+        "crosses": card.crosses,
+        "options": options,
+    }
 
 
 def load_fm(address: str, *, prices: Path | None = None, cache: Path | None = None) -> BaseFM:
@@ -51,7 +55,7 @@ def load_fm(address: str, *, prices: Path | None = None, cache: Path | None = No
     kind, colon, name = address.partition(":")
     if not colon or not name:
         raise ConfigError(f"an FM is KIND:NAME, such as embedded:smollm2-135m-instruct; got {address!r}")
-    make = _load(FMS, "FM kind", kind)
+    make = find(FMS, "FM kind", kind)
     price = PriceFile.read(prices).of(name.rpartition("#")[2], prices) if prices else None
     fm: BaseFM = make(name)
     if price is not None:
@@ -62,11 +66,3 @@ def load_fm(address: str, *, prices: Path | None = None, cache: Path | None = No
 def model_of(fm: BaseFM | str) -> BaseFM:
     """A foundation model, or the one at an address."""
     return load_fm(fm) if isinstance(fm, str) else fm
-
-
-def _load(group: str, what: str, name: str) -> Callable[..., Any]:
-    found = [e for e in entry_points(group=group) if e.name == name]
-    if not found:
-        raise UnknownNameError(what, name, names(group))
-    loaded: Callable[..., Any] = found[0].load()
-    return loaded

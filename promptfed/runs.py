@@ -11,6 +11,7 @@ import numpy as np
 
 from evaluators.compare import Comparison, compare
 from promptfed.errors import DataError
+from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration
 from promptfed.types import FloatArray
 
@@ -23,14 +24,28 @@ def read_summary(folder: Path) -> dict[str, Any]:
 def read_calibration(folder: Path, client_id: str) -> Calibration:
     """A client's own calibration of the tuned prompt, from its folder in the run folder, or from the run's folder at
     the client itself."""
-    if (folder / "calibration.json").is_file():
-        record = _read(folder / "calibration.json")
-        return Calibration(weights=tuple(record["weights"]), bias=tuple(record["bias"]))
+    record = _read(_at_client(folder, client_id, "calibration.json"))
+    return Calibration(weights=tuple(record["weights"]), bias=tuple(record["bias"]))
+
+
+def read_personal(folder: Path, client_id: str) -> PromptSet:
+    """The prompts that a client chose for itself, with its own calibration, found as in `read_calibration`."""
+    return PromptSet.load(_at_client(folder, client_id, "personal.json"))
+
+
+def _at_client(folder: Path, client_id: str, name: str) -> Path:
+    if (folder / name).is_file():
+        return folder / name
     known = sorted(p.name for p in (folder / "clients").glob("*") if p.is_dir())
     if client_id not in known:
         raise DataError(f"{folder} has no client {client_id!r}; it has {', '.join(known) or 'none'}")
-    record = _read(folder / "clients" / client_id / "calibration.json")
-    return Calibration(weights=tuple(record["weights"]), bias=tuple(record["bias"]))
+    return folder / "clients" / client_id / name
+
+
+def read_about(prompt: Path) -> dict[str, Any]:
+    """How a prompt.json, or the one in a run folder, came about: method, seed and foundation model, where it says."""
+    found = _read(prompt / "prompt.json" if prompt.is_dir() else prompt).get("about")
+    return found if isinstance(found, dict) else {}
 
 
 def correctness(folders: Sequence[Path], arm: str) -> dict[str, FloatArray]:

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from evaluators.metrics import METRICS
 from promptfed.errors import RunError
-from promptfed.messages import Adopt, Evaluate, Evaluated, FitHead, Head, Join, Joined, Stack
+from promptfed.federation.grouping import best_alike
+from promptfed.messages import (
+    Adopt,
+    Adopted,
+    Ask,
+    Choice,
+    Evaluate,
+    Evaluated,
+    FitHead,
+    Head,
+    Join,
+    Joined,
+    MomentSums,
+    Offer,
+    Score,
+    Scored,
+    Stack,
+)
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.calibration import Calibration, newton_step
-from promptfed.strategies.base import MAX_TRIES, Replies, Round, Steps, T
-from promptfed.strategies.session import sum_newton_parts
+from promptfed.prompts.calibration import Calibration, newton_step, prior
+from promptfed.strategies.base import Federation, Reading, Round, Steps, candidate_sets
+from promptfed.strategies.session import picked, sum_newton_parts
 
 FEDAVG_ROUNDS = 10
+HALVES: tuple[Literal[0], Literal[1]] = (0, 1)
 # What a domain model's calibrated logits are worth beside the FM's, before anything is known: both make the same
 # mistakes on hard texts, so they don't count in full.
 STACK_START, STACK_STRENGTH, STACK_STEPS = (1.0, 0.5), 4.0, 3
@@ -28,15 +48,16 @@ def join(clients: Sequence[str], task: Join) -> Steps[dict[str, Joined]]:
     return {c: r.body for c, r in replies.items() if isinstance(r.body, Joined)}
 
 
-def fit_stack(clients: Sequence[str], prompt: PromptSet) -> Steps[Stack2]:
+def fit_stack(prompts: Mapping[str, PromptSet]) -> Steps[Stack2]:
     """Weights of the FM's and the domain models' calibrated logits, one pair for all, by federated Newton steps.
+    ``prompts``: what each client was tuned to.
 
     Two numbers from everybody's texts: fitted by each client on its few, they were worth half as much.
     """
     start = at = Calibration(weights=STACK_START, bias=())
     for _ in range(STACK_STEPS):
-        body = Stack(prompt=prompt, weights=(at.weights[0], at.weights[1]))
-        replies = yield Round(name="stack", tasks=dict.fromkeys(clients, body))
+        weights = at.weights[0], at.weights[1]
+        replies = yield Round(name="stack", tasks={c: Stack(prompt=p, weights=weights) for c, p in prompts.items()})
         total = sum_newton_parts(replies, len(STACK_START))
         if total is None:
             raise RunError("no client took part in weighing FM and domain models; at least one is needed")
@@ -44,9 +65,47 @@ def fit_stack(clients: Sequence[str], prompt: PromptSet) -> Steps[Stack2]:
     return at.weights[0], at.weights[1]
 
 
-def adopt(clients: Sequence[str], prompt: PromptSet, stack: Stack2) -> Steps[None]:
-    """Give every client the tuned prompt, to calibrate at home."""
-    yield Round(name="adopt", tasks=dict.fromkeys(clients, Adopt(prompt=prompt, stack=stack)))
+def offers(federation: Federation, reading: Reading) -> Steps[dict[str, Offer]]:
+    """What each client may choose for itself in place of the tuned set: sets of the reading's finalists, and which is
+    best for clients like it. No FM call: clients have the scores that the tuned set was chosen by. The sets' label-free
+    calibrations are over all texts that the finalists were scored on.
+
+    Empty where there is nothing to choose from.
+    """
+    prompts = reading.finalists
+    sets = candidate_sets(len(prompts), federation.max_prompts)
+    if len(sets) < 2:
+        return {}
+    stops = {c: reading.of(c).stop for c in federation.clients}
+    shape = (len(prompts), len(federation.labels))
+    replies = yield Round(name="ask", tasks=dict.fromkeys(stops, Ask(prompts=prompts, stop=None)))
+    sums = picked(replies, MomentSums, lambda b: len(b.total) == len(b.squares) == shape[0] * shape[1])
+    if not (n := sum(b.n for b in sums.values())):
+        return {}
+    total = np.sum([np.reshape(b.total, shape) for b in sums.values()], axis=0)
+    squares = np.sum([np.reshape(b.squares, shape) for b in sums.values()], axis=0)
+    pooled = [prior(n, of[None], sq[None]) for of, sq in zip(total, squares, strict=True)]
+    weights, bias = tuple(c.weights[0] for c in pooled), tuple(b for c in pooled for b in c.bias)
+    tasks = {
+        c: Score(prompts=prompts, sets=tuple(sets), stop=stop, weights=weights, bias=bias) for c, stop in stops.items()
+    }
+    halves = []
+    for half in HALVES:
+        replies = yield Round(name="score", tasks={c: replace(task, half=half) for c, task in tasks.items()})
+        halves.append(picked(replies, Scored, lambda b: b.n > 0 and len(b.total) == len(sets)))
+    alike = best_alike(halves)
+    return {c: Offer(score=task, alike=alike.get(c, ())) for c, task in tasks.items()}
+
+
+def adopt(
+    prompts: Mapping[str, PromptSet], stack: Stack2, offered: Mapping[str, Offer] | None = None
+) -> Steps[dict[str, int]]:
+    """Give every client the tuned prompt, to calibrate at home, with what is ``offered`` it besides; how many clients
+    chose what."""
+    tasks = {c: Adopt(prompt=p, stack=stack, offer=(offered or {}).get(c)) for c, p in prompts.items()}
+    replies = yield Round(name="adopt", tasks=tasks)
+    counts = Counter(r.body.choice for r in replies.values() if isinstance(r.body, Adopted))
+    return {choice: counts[choice] for choice in get_args(Choice)}
 
 
 def fedavg_heads(clients: Sequence[str]) -> Steps[tuple[float, ...]]:
@@ -63,46 +122,15 @@ def fedavg_heads(clients: Sequence[str]) -> Steps[tuple[float, ...]]:
     return head
 
 
-def side_by_side(name: str, each: Mapping[str, Steps[T]]) -> Steps[dict[str, T]]:
-    """A method for each client alone, in rounds that all share; by client, what it came to.
-
-    A client that missed a round is asked the same once more; after `MAX_TRIES` in a row it is left out.
-    """
-    done: dict[str, T] = {}
-    waiting: dict[str, Round] = {}
-    missed = dict.fromkeys(each, 0)
-
-    def go_on(client: str, replies: Replies | None) -> None:
-        waiting.pop(client, None)
-        try:
-            waiting[client] = next(each[client]) if replies is None else each[client].send(replies)
-        except StopIteration as end:
-            done[client] = end.value
-
-    for client in sorted(each):
-        go_on(client, None)
-    while waiting:
-        replies = yield Round(
-            name=name,
-            tasks={c: round_.tasks[c] for c, round_ in waiting.items()},
-            grants={c: round_.grants.get(c, 0) for c, round_ in waiting.items()},
-        )
-        for client in sorted(waiting):
-            missed[client] = 0 if client in replies else missed[client] + 1
-            if client in replies:
-                go_on(client, {client: replies[client]})
-            elif missed[client] == MAX_TRIES:
-                del waiting[client]
-    return done
-
-
 def evaluate(tasks: Mapping[str, Evaluate], n_test: Mapping[str, int]) -> Steps[dict[str, Evaluated]]:
     """Measure one arm, by client; clients without held-out texts are left out."""
     asked = {c: t for c, t in tasks.items() if n_test.get(c, 0)}
     if not asked:
         return {}
-    prompts = {c: len(t.prompt.prompts) if t.prompt else 0 for c, t in asked.items()}
-    grants = {c: n_test[c] * n for c, n in prompts.items()}
+    grants = {}
+    for client, task in asked.items():  # it may ask with any of the prompts that it may choose from
+        prompts = [*(task.prompt.prompts if task.prompt else ()), *(task.offer.score.prompts if task.offer else ())]
+        grants[client] = n_test[client] * len({p.prompt_id for p in prompts})
     arm = next(iter(asked.values())).arm
     replies = yield Round(name=f"evaluate {arm}", tasks=asked, grants=grants)
     return {

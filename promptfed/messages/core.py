@@ -19,6 +19,9 @@ from promptfed.prompts.calibration import NewtonSums
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import Capability, LabelRequest, SoftSpace, TextRequest
 
+# What a client may use: the tuned set, the best of the clients like it, the best for itself, or tuned and own together.
+Choice = Literal["global", "cluster", "own", "mixed"]
+
 
 class Message:
     """What every message has: no field that is not its own, no number that is not finite."""
@@ -83,7 +86,8 @@ class Score(Message):
 
     ``weights`` (one a prompt) and ``bias`` (flat, J x K) are each prompt's pooled calibration, from which the client's
     own cross-fitted one starts. No FM call, unless the task grants some: then scores that you lack, because an `Ask`
-    did not reach you, are asked first, if the grant is enough. ``differences``: to the first set, too.
+    did not reach you, are asked first, if the grant is enough. ``differences``: to the first set, too. ``half``: only
+    on the first or the second half of them.
     """
 
     prompts: tuple[PromptTemplate, ...]
@@ -92,7 +96,21 @@ class Score(Message):
     weights: tuple[float, ...]
     bias: tuple[float, ...]
     differences: bool = True
+    half: Literal[0, 1] | None = None
     kind: Literal["score"] = "score"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer(Message):
+    """What a client may choose for itself in place of the tuned set: one of the ``sets`` of ``score``, from label
+    scores that it has.
+
+    ``alike``: which of the sets is best for the group of clients that this one is of, found on all their texts, on the
+    first half of each one's, and on the second; empty where there are no groups.
+    """
+
+    score: Score
+    alike: tuple[Count, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +139,12 @@ class Stack(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adopt(Message):
-    """Take the tuned prompt: fit your own calibration on it, and keep that and the weights of FM and domain model."""
+    """Take the tuned prompt: fit your own calibration on it, and keep that and the weights of FM and domain model. With
+    an ``offer``, choose what you will use yourself. No FM call."""
 
     prompt: PromptSet
     stack: tuple[float, float]
+    offer: Offer | None = None
     kind: Literal["adopt"] = "adopt"
 
 
@@ -138,14 +158,16 @@ class FitHead(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate(Message):
-    """Measure one arm on your held-out texts. ``prompt``, ``stack`` and ``head`` where the arm needs them; with
-    ``stop``, the client's own calibration is fitted on its texts [0, stop) only, as it could have been at the time."""
+    """Measure one arm on your held-out texts. ``prompt``, ``stack``, ``head`` and ``offer`` where the arm needs them;
+    with ``stop``, the client's own calibration is fitted on its texts [0, stop) only, as it could have been at the
+    time."""
 
     arm: str
     prompt: PromptSet | None = None
     stack: tuple[float, ...] = ()
     head: tuple[float, ...] = ()
     stop: int | None = None
+    offer: Offer | None = None
     kind: Literal["evaluate"] = "evaluate"
 
 
@@ -255,7 +277,10 @@ class NewtonPart(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adopted(Message):
+    """``choice`` is what the client uses: the tuned set, or one of its own choosing (`clients.personal`)."""
+
     n_calibration: Count
+    choice: Choice = "global"
     kind: Literal["adopted"] = "adopted"
 
 

@@ -33,6 +33,7 @@ NAMES = {
     "fm_pooled": "tuned, new client",
     "fm_single": "tuned, best one",
     "fm_single_pooled": "best one, new client",
+    "fm_personal": "each client's choice",
     "fm_dm": "tuned + own model",
     "dm_local": "own small model",
     "dm_fedavg": "FedAvg model",
@@ -43,7 +44,7 @@ NAMES = {
     "centralised": "all texts together",
 }
 # What a run ships, not what it is compared with.
-OWN_ARMS = ("fm", "fm_pooled", "fm_single", "fm_single_pooled", "fm_dm")
+OWN_ARMS = ("fm", "fm_pooled", "fm_single", "fm_single_pooled", "fm_personal", "fm_dm")
 CLIENT_ARMS = ("fm", "fm_dm", "dm_local", "manual_few_shot", "zero_shot")
 
 
@@ -110,6 +111,7 @@ class Summary(_Record):
     max_fm_calls: int
     readings: tuple[Milestone, ...] = ()
     n_dropped_texts: int
+    personal: dict[str, int] = Field(default_factory=dict)
     comparisons: dict[str, Paired] = Field(default_factory=dict)
     ledger: dict[str, PhaseAccount]
     privacy: dict[str, list[dict[str, Any]]]

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -65,13 +66,23 @@ Steps = Generator[Round, Replies, T]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """What a method had come to when it had spent ``fm_calls``: ``prompt``, and ``single``, the first of its prompts
-    alone, both calibrated on the clients' texts [0, stop). ``milestone`` is the budget that it would have had."""
+    alone, both calibrated on the clients' texts [0, stop). ``milestone`` is the budget that it would have had.
+
+    ``finalists`` are the prompts that ``prompt`` was chosen from, all scored on the same texts: each client may choose
+    from them for itself. ``by_client`` has what holds for a client in place of this, where clients differ.
+    """
 
     milestone: int
     fm_calls: int
     prompt: PromptSet
     single: PromptSet
     stop: int
+    finalists: tuple[PromptTemplate, ...] = ()
+    by_client: Mapping[str, Reading] = field(default_factory=dict)
+
+    def of(self, client: str) -> Reading:
+        """What ``client`` had come to."""
+        return self.by_client.get(client, self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +152,12 @@ class Standing:
     diff_se: float
 
 
-def singles(prompts: Sequence[PromptTemplate]) -> tuple[tuple[int, ...], ...]:
+def candidate_sets(n: int, max_prompts: int) -> list[tuple[int, ...]]:
+    """Of ``n`` prompts, each alone and all sets of ``max_prompts``: what is compared when a set is chosen."""
+    full = combinations(range(n), min(max_prompts, n))
+    return list(dict.fromkeys([*singles(range(n)), *full]))
+
+
+def singles(prompts: Sequence[object]) -> tuple[tuple[int, ...], ...]:
     """Each prompt as a set of its own."""
     return tuple((i,) for i in range(len(prompts)))

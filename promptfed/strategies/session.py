@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
 from typing import TypeVar
 
 import numpy as np
@@ -29,7 +28,7 @@ from promptfed.messages import (
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, NewtonSums, newton_step, prior
 from promptfed.prompts.template import PromptTemplate
-from promptfed.strategies.base import MAX_TRIES, Federation, Reading, Replies, Round, Standing, Steps, singles
+from promptfed.strategies.base import MAX_TRIES, Federation, Reading, Replies, Round, Standing, Steps, candidate_sets
 from promptfed.types import FloatArray, IntArray, LabelRequest, TextRequest
 
 # Share of the calls up to a milestone that `Session.conclude` gets, and of how many prompts it chooses a set: the texts
@@ -113,9 +112,18 @@ class Session:
             finalists, stop = finalists[:1], 1
         ranked = yield from self.rank_sets(finalists, stop, penalty)
         chosen = yield from self.verbalize([finalists[i] for i in ranked[0]])
+        # The others too, without a call: clients may choose from them for themselves.
+        rest = yield from self.verbalize([p for i, p in enumerate(finalists) if i not in ranked[0]])
         prompt = yield from self.calibrate(chosen, stop, strength=strength)
         single = prompt if len(chosen) == 1 else (yield from self.calibrate(chosen[:1], stop, strength=strength))
-        reading = Reading(milestone=self.milestone, fm_calls=self.spent, prompt=prompt, single=single, stop=stop)
+        reading = Reading(
+            milestone=self.milestone,
+            fm_calls=self.spent,
+            prompt=prompt,
+            single=single,
+            stop=stop,
+            finalists=(*chosen, *rest),
+        )
         self._milestones = self._milestones[1:]
         self._since = self.spent
         federation.read(reading)
@@ -134,8 +142,8 @@ class Session:
         than the noise by which a smaller set now and then scores higher. Prompts are scored on texts [0, stop) where
         they are not yet; a set costs no call beyond that, since the clients combine label scores that they have.
         """
-        full = list(combinations(range(len(prompts)), min(self.federation.max_prompts, len(prompts))))
-        sets = list(dict.fromkeys([*singles(prompts), *full]))
+        sets = candidate_sets(len(prompts), self.federation.max_prompts)
+        full = [s for s in sets if len(s) == len(sets[-1])]
         standings = yield from self.score(prompts, sets, stop, differences=False)
         score = {s: standing.score for s, standing in zip(sets, standings, strict=True)}
         ranked = sorted(full, key=lambda s: penalty(s) - score[s])

@@ -19,13 +19,14 @@ from promptfed.folder import claimed
 from promptfed.messages import decode_task
 from promptfed.runs import compare_runs
 from promptfed.types import Capability
-from tests.support import WordEncoder, public_texts, sentences
+from tests.support import CountingFM, WordEncoder, public_texts, sentences
 
 ALL = ["zero_shot", "manual_few_shot", "local_only", "dm_fedavg", "centralised"]
 ARMS = {
     "fm",
     "fm_pooled",
     "fm_single",
+    "fm_personal",
     "fm_dm",
     "dm_local",
     "zero_shot",
@@ -78,7 +79,7 @@ def test_a_run_writes_everything_it_promises(finished: promptfed.Result) -> None
     for name in ("config.toml", "events.jsonl", "summary.json", "prompt.json", "report.html"):
         assert (folder / name).stat().st_size > 0, name
     for client in ("site0", "site1", "site2"):
-        for name in ("calibration.json", "stacker.json", "domain_model.npy"):
+        for name in ("calibration.json", "personal.json", "stacker.json", "domain_model.npy"):
             assert (folder / "clients" / client / name).is_file(), name
     assert list((folder / "checkpoint" / "tuning").glob("*.msgpack"))
 
@@ -99,6 +100,8 @@ def test_the_summary_has_every_arm_and_account(finished: promptfed.Result) -> No
     assert set(summary["calls_per_prediction"]) == ARMS
     assert summary["calls_per_prediction"]["dm_local"] == 0
     assert summary["calls_per_prediction"]["fm"] == len(finished.prompt.prompts)
+    assert summary["personal"].keys() == {"global", "cluster", "own", "mixed"}
+    assert sum(summary["personal"].values()) == 3
     tuning = summary["ledger"]["tuning"]
     assert 0 < tuning["fm_calls"] <= 600
     assert tuning["fm_calls"] == sum(a["fm_calls"] for a in tuning["by_client"].values())
@@ -130,13 +133,13 @@ def test_a_run_with_milestones_is_measured_at_each_and_reports_it(config: dict[s
     assert [r["milestone"] for r in readings] == [200, 400, 600]
     assert all(r["fm_calls"] <= r["milestone"] for r in readings)
     assert [r["bytes_up"] for r in readings] == sorted(r["bytes_up"] for r in readings)
-    arms = {"fm", "fm_pooled", "fm_single", "fm_single_pooled"}
+    arms = {"fm", "fm_personal", "fm_pooled", "fm_single", "fm_single_pooled"}
     assert all(set(r["metrics"]["accuracy"]) == arms for r in readings)
     # The last reading is the run's own result.
     for arm in ("fm", "fm_pooled"):
         assert readings[-1]["metrics"]["accuracy"][arm]["mean"] == result.score(arm)
     assert "What fewer FM calls would have come to" in (tmp_path / "read" / "report.html").read_text()
-    assert set(result.summary["metrics"]["accuracy"]) == {"fm", "fm_pooled", "fm_single", "fm_dm", "dm_local"}
+    assert set(result.summary["metrics"]["accuracy"]) == {"fm", "fm_pooled", "fm_single", "fm_personal", "fm_dm", "dm_local"}
 
 
 @pytest.mark.parametrize("milestones", [[400, 200], [0, 200], [600], [200, 200]])
@@ -320,6 +323,77 @@ def test_force_does_not_touch_a_run_that_another_process_works_on(config: dict[s
         promptfed.run(quick, out=tmp_path / "a", force=True, fm=ScriptedFM(), encoder=WordEncoder())
 
     assert (tmp_path / "a" / "prompt.json").is_file()
+
+
+# ---------------------------------------------------------------- baselines as methods
+
+
+def method_run(config: dict[str, Any], name: str, out: Path | None = None, **changes: Any) -> promptfed.Result:
+    method = {"name": name, **changes.pop("method", {})}
+    return run({**config, "evaluation": {"baselines": []}, "method": method, **changes}, out)
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "manual_few_shot"])
+def test_a_given_prompt_is_a_method_on_the_same_books(config: dict[str, Any], tmp_path: Path, name: str) -> None:
+    result = method_run(config, name, tmp_path / "a", budget={"max_fm_calls": 60, "milestones": [30]})
+
+    summary = result.summary
+    assert (summary["method"], summary["ledger"]["tuning"]["fm_calls"]) == (name, 60)
+    assert [r["fm_calls"] for r in summary["readings"]] == [30, 60]
+    assert {"fm", "fm@30", "fm@60", "fm_personal@30"} <= set(summary["metrics"]["accuracy"])
+    assert summary["personal"]["global"] == 3  # one prompt: nothing to choose from
+    assert name in (tmp_path / "a" / "report.html").read_text()
+
+
+def test_each_client_alone_as_a_method_is_the_baseline_of_that_name(
+    config: dict[str, Any], finished: promptfed.Result, tmp_path: Path
+) -> None:
+    result = method_run(config, "local_only", tmp_path / "a", budget={"max_fm_calls": 600, "milestones": [450]})
+
+    accuracy = result.summary["metrics"]["accuracy"]
+    single = method_run(config, "local_only")
+    assert single.summary["metrics"]["accuracy"]["fm"] == finished.summary["metrics"]["accuracy"]["local_only"]
+    assert {"fm@450", "fm_single@450", "fm_personal@450", "fm@600"} <= set(accuracy)
+    assert accuracy["fm@600"] == accuracy["fm"] == accuracy["fm_personal"]
+    kept = [promptfed.Prompt.load(tmp_path / "a" / "clients" / f"site{c}" / "prompt.json") for c in range(3)]
+    assert len({prompt.prompt_id for prompt in kept}) == 3
+    assert result.prompt == kept[0]  # all have as many texts: the first stands for all
+    assert [r["fm_calls"] <= r["milestone"] for r in result.summary["readings"]] == [True, True]
+
+
+def test_all_texts_in_one_place_as_a_method_is_the_baseline_of_that_name(
+    config: dict[str, Any], finished: promptfed.Result, tmp_path: Path
+) -> None:
+    result = method_run(config, "centralised", tmp_path / "a")
+    read = method_run(config, "centralised", budget={"max_fm_calls": 600, "milestones": [300]})
+
+    accuracy = result.summary["metrics"]["accuracy"]
+    assert accuracy["fm"] == finished.summary["metrics"]["accuracy"]["centralised"]
+    assert {"fm@300", "fm_personal@300"} <= set(read.summary["metrics"]["accuracy"])
+    assert set(result.summary["ledger"]["tuning"]["by_client"]) == {"all clients", "site0", "site1", "site2"}
+    assert "put all texts in one place" in (tmp_path / "a" / "report.html").read_text()
+    again = promptfed.resume(tmp_path / "a", fm=ScriptedFM(), encoder=WordEncoder())
+    assert again.summary["metrics"] == result.summary["metrics"]
+
+
+def test_a_method_around_another_takes_its_name_and_options(config: dict[str, Any]) -> None:
+    by_hand = {"inner": "manual_few_shot", "inner_options": {"prompt": "Mine: {text} ="}}
+
+    result = method_run(config, "local_only", method={"options": by_hand}, budget={"max_fm_calls": 30})
+
+    assert [p.text for p in result.prompt.prompts] == ["Mine: {text} ="]
+
+
+def test_a_baseline_that_is_the_method_or_lacks_its_prompt_is_refused_at_once(config: dict[str, Any]) -> None:
+    both = {**config, "method": {"name": "centralised"}, "evaluation": {"baselines": ["centralised"]}}
+    numbers = {**config, "task": {"labels": ["negative", "positive", "neither"]}}
+    fm = CountingFM(ScriptedFM())
+
+    with pytest.raises(ConfigError, match="which is the method here"):
+        run(both)
+    with pytest.raises(ConfigError, match=r"no hand-written prompt for the labels negative, positive, neither"):
+        run({**numbers, "evaluation": {"baselines": ["manual_few_shot"]}}, fm=fm)
+    assert fm.n_calls == 0
 
 
 class Missing(InProcessTransport):

@@ -11,9 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from promptfed.errors import PromptfedError
+from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.soft import soft_prompt
+from promptfed.prompts.template import PromptTemplate
 from tests.support import public_texts, sentences
 
 pytestmark = pytest.mark.model  # `run` loads the encoder
@@ -154,6 +158,73 @@ def test_compare_report_and_methods(workspace: Path) -> None:
     assert reported.returncode == 0
     assert (run / "report.html").is_file()
     assert "race" in [m["name"] for m in json.loads(methods.stdout)]
+
+
+def test_methods_shows_one_method_with_its_options(tmp_path: Path) -> None:
+    shown = promptfed("methods", "manual_few_shot")
+    found = json.loads(promptfed("methods", "local_only", "--json").stdout)
+    unknown = promptfed("methods", "rase")
+
+    assert "prompt" in shown.stdout
+    assert "str | None" in shown.stdout
+    assert [(o["name"], o["default"]) for o in found["options"]] == [("inner", "race"), ("inner_options", {})]
+    assert found["sends"] == ["ask", "newton", "score", "vote", "weigh", "write"]
+    assert (unknown.returncode, "did you mean 'race'" in unknown.stderr) == (2, True)
+
+
+def test_a_client_s_own_choice_predicts(workspace: Path) -> None:
+    fm, text = ("--fm", "scripted:overlap"), "The plot seemed superb.\n"
+
+    own = promptfed("predict", workspace / "out", *fm, "--client", "site0", "--personal", stdin=text)
+    nobody = promptfed("predict", workspace / "out", *fm, "--personal", stdin=text)
+    measured = promptfed(
+        "eval", workspace / "out", workspace / "test.csv", *fm, "--client", "site0", "--personal", "--json"
+    )
+
+    assert set(json.loads(own.stdout)["proba"]) == {"negative", "positive"}
+    assert (nobody.returncode, "needs --client" in nobody.stderr) == (2, True)
+    assert json.loads(measured.stdout)["n"] == 24
+
+
+def test_transfer_measures_a_prompt_at_another_model(workspace: Path, tmp_path: Path) -> None:
+    prompt, data, other = workspace / "out" / "prompt.json", workspace / "test.csv", ("--fm", "scripted:other")
+
+    done = promptfed("transfer", prompt, data, *other, "--json")
+    shown = promptfed("transfer", workspace / "out", data, *other, "--from", "scripted:another")
+    unknown = promptfed("transfer", prompt, data, *other, "--from", "magic:8")
+    moved = json.loads(prompt.read_text())
+    moved["about"]["fm"] = "vllm:gone@123"
+    (tmp_path / "prompt.json").write_text(json.dumps(moved))
+    alone = promptfed("transfer", tmp_path / "prompt.json", data, *other, "--json")
+
+    body = json.loads(done.stdout)
+    assert (done.returncode, body["n"], body["from"]) == (0, 24, "scripted:overlap@0")
+    assert set(body["accuracy"]) == {"origin", "stored", "recalibrated"}
+    # Both are the scripted rule, by another name.
+    assert body["accuracy"]["stored"] == body["accuracy"]["origin"]
+    assert [(d["of"], d["less"]) for d in body["differences"]] == [
+        ("stored", "origin"),
+        ("recalibrated", "origin"),
+        ("recalibrated", "stored"),
+    ]
+    assert "recalibrated without labels" in " ".join(shown.stdout.split())
+    assert "other weights" in " ".join(shown.stderr.split())
+    assert unknown.returncode == 2
+    assert set(json.loads(alone.stdout)["accuracy"]) == {"stored", "recalibrated"}
+    assert "not measured at vllm:gone@123" in json.loads(alone.stdout)["note"]
+
+
+def test_a_soft_prompt_is_not_transferred(workspace: Path, tmp_path: Path) -> None:
+    words = ("negative", "positive")
+    soft = PromptTemplate(text="{text} is", words=words, soft=soft_prompt(np.ones((2, 4))))
+    made = PromptSet(labels=words, prompts=(soft,), weights=(1.0,), bias=(0.0, 0.0))
+    made.save(tmp_path / "prompt.json", about={"fm": "embedded:x@1"})
+
+    done = promptfed("transfer", tmp_path / "prompt.json", workspace / "test.csv", "--fm", "scripted:overlap")
+
+    assert done.returncode == 2
+    assert "belong to the embeddings of the model" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from promptfed.federation.evaluation import (
     fedavg_heads,
     fit_stack,
     join,
-    side_by_side,
     summarise,
 )
 from promptfed.messages import Evaluate, Evaluated, Failed, FitHead, Head, Joined, NewtonPart, Reply, ReplyBody, Stack
@@ -23,6 +22,7 @@ from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import NewtonSums
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import MAX_TRIES, Round, Steps
+from promptfed.strategies.baselines import side_by_side
 from tests.support import JOIN, finish, replies
 
 PROMPT = PromptSet(
@@ -57,7 +57,7 @@ def test_weights_of_fm_and_domain_models_are_found_from_sums() -> None:
             out[client] = NewtonPart.of(NewtonSums(n=50, loss=0.0, gradient=gradient, hessian=50 * np.eye(2)))
         return replies(out)
 
-    rounds, (fm, dm) = finish(fit_stack(["a", "b"], PROMPT), answer)
+    rounds, (fm, dm) = finish(fit_stack(dict.fromkeys("ab", PROMPT)), answer)
 
     # Minimum of 100/2 (x - best)^2 + 4/2 ((x - x0) / x0)^2: (100 best + 4/x0) / (100 + 4/x0^2).
     assert fm == pytest.approx((100 * 2 + 4) / (100 + 4))
@@ -67,7 +67,7 @@ def test_weights_of_fm_and_domain_models_are_found_from_sums() -> None:
 
 def test_weighing_needs_a_client() -> None:
     with pytest.raises(RunError, match="at least one"):
-        finish(fit_stack(["a"], PROMPT), lambda _: replies({"a": Failed(reason="E")}))
+        finish(fit_stack({"a": PROMPT}), lambda _: replies({"a": Failed(reason="E")}))
 
 
 def alone(client: str, n_rounds: int) -> Steps[str]:
