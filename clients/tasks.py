@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from clients.voting import nearest_votes, next_word
 from promptfed.messages import ReplyBody
+from promptfed.messages.methods import NearestVotes, NextWord
 
 if TYPE_CHECKING:
     from clients.client import Client
 
 Doing = Callable[["Client", Any], Awaitable[ReplyBody]]
 
-METHOD_TASKS: Mapping[type, Doing] = {}
+METHOD_TASKS: Mapping[type, Doing] = {
+    NearestVotes: nearest_votes,
+    NextWord: next_word,
+}

@@ -79,6 +79,8 @@ class Conductor(ABC):
     transport: ClassVar[str]
     # Whether the clients' texts stayed in this process when the FM was asked; None where each client has its own FM.
     fm_in_process: bool | None = None
+    # Whether clients draw their noise from keys that nobody else knows.
+    has_secrets: ClassVar[bool] = True
 
     def __init__(
         self, config: Config, task: TaskText, method: Strategy, folder: Path | None, listeners: Sequence[Listener]
@@ -88,6 +90,7 @@ class Conductor(ABC):
         self.events = EventLog(folder / "events.jsonl" if folder else None, tuple(listeners))
         self._arms: dict[str, dict[str, Evaluated]] = {}
         self._readings: list[tuple[Reading, dict[str, Any]]] = []
+        self._alone_releases: list[Mapping[str, Any]] = []
 
     # ------------------------------------------------------------------------------- what a transport has to give
 
@@ -270,7 +273,8 @@ class Conductor(ABC):
     async def _local_only(self, server: Server, federation: Federation, n_test: Mapping[str, int]) -> None:
         """Each client alone, with its share of the calls."""
         measured = self._arms["fm"]  # who is gone, or has no held-out texts, is not measured here either
-        alone = {client: self.method.run(_alone(federation, client)) for client in measured}
+        heard = {client: replace(_alone(federation, client), log=self._hear_alone) for client in measured}
+        alone = {client: self.method.run(one) for client, one in heard.items()}
         prompts = await server.drive(side_by_side("local_only", alone), "baselines", 10**9)
         if prompts:
             tasks = {client: Evaluate(arm="local_only", prompt=prompt) for client, prompt in prompts.items()}
@@ -312,6 +316,20 @@ class Conductor(ABC):
         )
         self.events.add("reading", {k: v for k, v in self._readings[-1][1].items() if k != "wall_s"})
 
+    def _releases(self) -> list[dict[str, Any]]:
+        """What the method said it let out under differential privacy, in tuning and, where each client tuned alone
+        too, then: that of the client that let out most."""
+        logged = [e for e in self.events.events if e["kind"] == "release"]
+        tuning = [{k: v for k, v in e.items() if k not in ("seq", "time_s", "kind")} for e in logged]
+        alone = sorted(self._alone_releases, key=lambda release: -float(release["epsilon"]))[:1]
+        phases = [*((TUNING, release) for release in tuning), *(("local_only", release) for release in alone)]
+        return [{**release, "phase": phase, "simulated": not self.has_secrets} for phase, release in phases]
+
+    def _hear_alone(self, kind: str, data: Mapping[str, Any]) -> None:
+        """The event log hears nothing of baselines, but what they let out counts."""
+        if kind == "release":
+            self._alone_releases.append(data)
+
     def shared_arms(self) -> dict[str, dict[str, Evaluated]]:
         """Of every other arm, what the clients gave for it that were measured on the tuned prompt too."""
         tuned = self._arms.get("fm", {})
@@ -349,7 +367,7 @@ class Conductor(ABC):
             "readings": [spent for _, spent in self._readings],
             "n_dropped_texts": sum(j.n_dropped for j in joined.values()),
             "ledger": self.ledger.as_dict(),
-            "privacy": {"releases": []},
+            "privacy": {"releases": self._releases()},
         }
         self.events.add("end", {"prompt_id": prompt.prompt_id})
         if self.folder is not None:
