@@ -61,7 +61,7 @@ def _groups(client: Client, task: NextWord) -> list[IntArray]:
     """The texts of each group, in random order. Every text's coin and group are its own affair: a text more leaves all
     other groups as they are."""
     n = len(client.data.train)
-    coin, order = client.secret.uniforms(2 * n, "sample", _name_of(task)).reshape(2, n)
+    coin, order = (client.secret.uniforms(n, purpose, _name_of(task)) for purpose in ("sample", "order"))
     group = np.where(coin < task.sampling_rate, np.floor(coin / task.sampling_rate * task.n_groups), -1)
     by_order = np.argsort(order)
     return [by_order[group[by_order] == g][: task.max_texts] for g in range(task.n_groups)]
