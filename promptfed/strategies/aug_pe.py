@@ -39,7 +39,7 @@ from promptfed.strategies.open_pool import (
     campaign,
     cost_of_gathering,
     drafts_of,
-    framed,
+    framed_word,
     gather_openly,
     materials_of,
     texts_of_a_heat,
@@ -90,8 +90,7 @@ class AugPE:
 
         found = yield from gather_openly(session, rng, n_write)
         public = [found.public[i] for i in rng.permutation(len(found.public))[: self.n_public]]
-        texts = [t for words in found.words for word in words for t in framed(word)]
-        texts += [*(t for written in found.written for t in written), *public]
+        texts = [*(text for mine in (*found.framed, *found.written) for text in mine), *public]
         n_outputs, winners = 0, list[list[str]]()
         for number in range(self.n_rounds):
             if number:
@@ -104,7 +103,7 @@ class AugPE:
         if noise:
             federation.log("release", asdict(self._release(noise, n_outputs)))
 
-        other_words = words_of(winners, found.words, federation.words)
+        other_words = words_of(winners, found.framed, federation.words)
         federation.log(
             "materials",
             {"exemplars": dict(zip(federation.labels, winners, strict=True)), "words": list(map(list, other_words))},
@@ -178,13 +177,9 @@ def ranked(texts: Sequence[str], votes: FloatArray, n: int) -> list[list[str]]:
 
 
 def words_of(
-    winners: Sequence[Sequence[str]], words: Sequence[Sequence[str]], taken: Sequence[str]
+    winners: Sequence[Sequence[str]], framed: Sequence[Sequence[str]], taken: Sequence[str]
 ) -> list[tuple[str, ...]]:
-    """Words of each label whose framed texts won, best first: more label words, none of them ``taken``."""
-    out = []
-    for mine, options in zip(winners, words, strict=True):
-        place = {text: i for i, text in enumerate(mine)}
-        best = {word: min((place[t] for t in framed(word) if t in place), default=None) for word in options}
-        won = sorted((word for word in options if best[word] is not None), key=lambda word: best[word] or 0)
-        out.append(tuple(word for word in won if word not in taken)[:N_LABEL_WORDS])
-    return out
+    """Words of each label whose ``framed`` texts won, best first: more label words, none of them ``taken``."""
+    known = {text for mine in framed for text in mine}
+    won = [list(dict.fromkeys(framed_word(text) for text in mine if text in known)) for mine in winners]
+    return [tuple(word for word in words if word not in taken)[:N_LABEL_WORDS] for words in won]

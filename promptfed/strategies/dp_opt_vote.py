@@ -45,13 +45,13 @@ from promptfed.strategies.open_pool import (
     campaign,
     cost_of_gathering,
     drafts_of,
-    framed,
+    framed_word,
     gather_openly,
     materials_of,
     texts_of_a_heat,
 )
 from promptfed.strategies.pool import Pool
-from promptfed.strategies.proposal import WRITE_SHARE
+from promptfed.strategies.proposal import N_EXEMPLARS, WRITE_SHARE
 from promptfed.strategies.session import RESERVE, Session
 from promptfed.types import Capability, FloatArray, TextRequest
 
@@ -103,8 +103,8 @@ class DPOPTVote:
         found = yield from gather_openly(session, rng, n_write)
         vocabulary = yield from self._vocabulary(session, found, rng)
         exemplars = [
-            [*(t for word in words for t in framed(word)), *written]
-            for words, written in zip(found.words, found.written, strict=True)
+            [*framed[:N_EXEMPLARS], *written[:N_EXEMPLARS]]
+            for framed, written in zip(found.framed, found.written, strict=True)
         ]
         known, finalists = _Written(), list[Draft]()
         for lengths in ballot.plan:
@@ -149,7 +149,7 @@ class DPOPTVote:
         ]
         texts = yield from session.write(requests)
         words = re.findall(r"(?<!\S)[^\W\d_][\w'-]*[.]?(?![^\s,;:])", " ".join([asked, *texts]).lower())
-        telling = [word for mine in found.words for word in mine[:N_TELLING]]
+        telling = [framed_word(text) for mine in found.framed for text in mine[:N_TELLING]]
         ends = [f"{word}." for word in federation.words]
         return list(dict.fromkeys([*federation.words, *ends, *GLUE, *telling, *words]))
 

@@ -24,18 +24,20 @@ from promptfed.strategies.proposal import EXEMPLAR_WORDS, FLUENCY, clean_texts, 
 from promptfed.strategies.race import alike, distinct
 from promptfed.strategies.session import N_FINALISTS, Session
 
-# Words of public and written text that the FM is asked about, and how many of them a label keeps.
-MAX_VOCABULARY, N_WORDS = 150, 8
+# Words of public and written text that the FM is asked about, and how many of them a label keeps. Those in more than a
+# twentieth of the texts (and more than a few texts) hold sentences together and tell no label.
+MAX_VOCABULARY, N_WORDS = 240, 16
+TOO_COMMON, A_FEW = 0.05, 5
 # Share of the search that goes into first heats, their texts over all clients, and drafts that go on to more texts.
-FIRST_SHARE, FIRST_TEXTS, N_SECOND = 0.6, 25, 10
+FIRST_SHARE, FIRST_TEXTS, N_SECOND = 0.6, 25, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """For each label, best first: ``words`` that the FM expects with it, and texts that it wrote for it; and ``public``
-    texts, which nobody has labelled."""
+    """For each label, best first: ``framed`` words that the FM expects with it ("It was awful."), and texts that it
+    wrote for it; and ``public`` texts, which nobody has labelled."""
 
-    words: tuple[tuple[str, ...], ...]
+    framed: tuple[tuple[str, ...], ...]
     written: tuple[tuple[str, ...], ...]
     public: tuple[str, ...]
 
@@ -54,19 +56,22 @@ def gather_openly(session: Session, rng: np.random.Generator, max_calls: int) ->
     answers = yield from session.write(requests)
     written = [answers[k * per_label : (k + 1) * per_label] for k in range(n_labels)]
 
-    counts = Counter(word for t in [*federation.public, *answers] for word in set(re.findall(r"[a-z]{3,}", t.lower())))
-    common = sorted(counts, key=lambda word: (-counts[word], word))[:MAX_VOCABULARY]
+    corpus = [*federation.public, *answers]
+    counts = Counter(word for text in corpus for word in set(re.findall(r"[a-z]{3,}", text.lower())))
+    telling = [word for word, n in counts.items() if n <= max(A_FEW, TOO_COMMON * len(corpus))]
+    common = sorted(telling, key=lambda word: (-counts[word], word))[:MAX_VOCABULARY]
     vocabulary = list(dict.fromkeys([*federation.words, *common]))
     logp, n_tokens = yield from session.weigh(openings, [f"{word}." for word in vocabulary])
-    by_label = logp.reshape(n_labels, len(FRAMES), len(vocabulary)).mean(axis=1)
+    by_frame = logp.reshape(n_labels, len(FRAMES), len(vocabulary))
+    by_label = by_frame.mean(axis=1)
     usual = by_label.mean(axis=0)
     worth = by_label - usual + FLUENCY * usual
     # Labels are read off one place: a word of several tokens (and a full stop is one) would cost as many passes.
     short = {word for word, n in zip(vocabulary, n_tokens, strict=True) if n <= 2 or word in federation.words}
     return Candidates(
-        words=tuple(
+        framed=tuple(
             tuple(
-                vocabulary[i]
+                f"{FRAMES[int(by_frame[k, :, i].argmax())]} {vocabulary[i]}."
                 for i in np.argsort(-worth[k], kind="stable")
                 if by_label[:, i].argmax() == k and vocabulary[i] in short
             )[:N_WORDS]
@@ -84,9 +89,9 @@ def cost_of_gathering(federation: Federation, max_calls: int) -> int:
     return n_weigh + n_labels * max(1, (max_calls - n_weigh) // n_labels)
 
 
-def framed(word: str) -> list[str]:
-    """Short texts that a word completes."""
-    return [f"{frame} {word}." for frame in FRAMES]
+def framed_word(text: str) -> str:
+    """The word of a framed text."""
+    return text.split()[-1].rstrip(".")
 
 
 def materials_of(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from scipy import stats
 from clients import voting
 from clients.client import Client
 from clients.data import ClientData, Labelled
+from clients.host import ClientHost
 from clients.secret import KEY_BYTES, Secret, simulated_key
 from promptfed.fm.scripted import ScriptedFM
-from promptfed.messages import Task, TaskBody, decode_reply, encode
+from promptfed.messages import Join, Task, TaskBody, decode_reply, encode
 from promptfed.messages.methods import NearestVotes, NextWord, NoisyVotes, unpacked
 from promptfed.types import FloatArray, LabelRequest
 from tests.support import LABELS, CountingFM, WordEncoder, sentences, wait_for
@@ -214,3 +217,34 @@ def test_the_seed_of_the_run_does_not_say_what_the_noise_is() -> None:
     first, second = (votes_of(a_client(sentences(12), key=None), task) for _ in range(2))
 
     assert first.tolist() != second.tolist()
+
+
+def test_a_client_on_its_own_machine_keeps_its_key_through_a_restart(tmp_path: Path) -> None:
+    task = Task(
+        round=2,
+        client_id="north",
+        run="run1",
+        fleet="tuning",
+        grant=0,
+        limit=0,
+        body=replace(NEAREST, texts=tuple(f"A {i} film." for i in "abcdefgh"), noise=5.0),
+    )
+
+    def answer(folder: Path, *, forget: bool = False) -> bytes:
+        host = ClientHost("north", rows(20), rows(4), ScriptedFM(), WordEncoder(), folder)
+        if not (folder / "run1").exists():
+            wait_for(host.handle(encode(replace(task, round=1, body=Join(labels=LABELS, seed=7)))))
+        if forget:  # as if it had been killed before the task was noted
+            (folder / "run1" / "history" / "tuning.msgpack").unlink()
+        return wait_for(host.handle(encode(task)))
+
+    first = answer(tmp_path / "a")
+
+    assert answer(tmp_path / "a", forget=True) == first
+    assert answer(tmp_path / "b") != first
+    assert stat.S_IMODE((tmp_path / "a" / "run1" / "noise.key").stat().st_mode) == 0o600
+
+
+def rows(n: int) -> list[tuple[str, str, str]]:
+    data = sentences(n)
+    return [("north", t, LABELS[y]) for t, y in zip(data.texts, data.labels, strict=True)]

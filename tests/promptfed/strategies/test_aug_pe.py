@@ -118,6 +118,11 @@ def test_a_run_tells_its_releases_and_that_they_were_simulated(tmp_path: Path) -
     assert "how many of its texts are nearest to it" in page
     assert not list(result.folder.rglob("noise.key"))
 
+    again = promptfed.resume(result.folder, fm=ScriptedFM(), encoder=WordEncoder())
+
+    assert again.summary["privacy"]["releases"] == told
+    assert again.prompt.prompt_id == result.prompt.prompt_id
+
 
 # ---------------------------------------------------------------- parts
 
@@ -136,9 +141,10 @@ def test_ranks_go_from_most_to_least() -> None:
 
 
 def test_words_whose_framed_texts_won_join_the_label() -> None:
-    winners = [["This is dull.", "A film.", "It was bad."], ["It was positive."]]
+    framed = [["It was bad.", "This is dull."], ["It was positive.", "This is fine."]]
+    winners = [["This is dull.", "A film.", "It was bad."], ["It was positive.", "All is fine."]]
 
-    assert words_of(winners, [["bad", "dull", "sad"], ["positive"]], LABELS) == [("dull", "bad"), ()]
+    assert words_of(winners, framed, LABELS) == [("dull", "bad"), ()]
 
 
 def test_a_client_that_sends_too_little_or_no_numbers_costs_its_part_only() -> None:
