@@ -2,8 +2,8 @@
 
 It comes from a key that never leaves the client, and not from the run's seed, which the server knows. From key and task
 the same numbers come again, so a client that starts again after a kill answers with the same bytes; any other task gets
-numbers that have nothing to do with them. (Seeded noise with an unguessable seed: Holohan & Braghin, ESORICS 2021,
-arXiv 2107.10138, on why a generator of simulations won't do; here numbers are drawn from SHAKE-256.)
+numbers that have nothing to do with them. They are drawn from SHAKE-256, since who sees enough of what a generator of
+simulations gives can tell the rest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Private votes of a client's texts on public candidates: tasks of ``dp_opt_vote`` and ``aug_pe``.
 
 A text more or less at the client changes the exact votes by a bounded amount; what leaves is the votes with Gaussian
-noise on each number, rounded to whole numbers (which tells nothing more, and leaves no low bits of the noise to read).
+noise on each number, rounded to whole numbers: that tells nothing more, and leaves no low-order bits from which the
+exact number could be read (Holohan & Braghin, ESORICS 2021, doi 10.1007/978-3-030-88428-4_26, on what they give away).
 `promptfed.privacy.accounting` says what that amounts to.
 
 Noise and sampling coins come from the client's `Secret`, the task and, for the noise, the exact votes: a task that

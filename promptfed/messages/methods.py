@@ -235,8 +235,8 @@ class NextWord(Message):
     words: tuple[str, ...]
     candidates: tuple[str, ...]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
-    n_groups: Annotated[int, Field(ge=1)]
-    max_texts: Annotated[int, Field(ge=1)]
+    n_groups: Count
+    max_texts: Count
     noise: Annotated[float, Field(ge=0)]
     release: Count
     kind: Literal["next_word"] = "next_word"
