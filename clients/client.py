@@ -21,6 +21,7 @@ from clients.domain import LinearDomainModel, LinearHead
 from clients.history import TaskHistory
 from clients.personal import Chosen
 from clients.scores import ScoreStore
+from clients.secret import Secret
 from clients.tasks import METHOD_TASKS
 from evaluators.metrics import with_errors
 from promptfed.errors import BudgetError, WireError
@@ -68,7 +69,8 @@ HEAD_ITERATIONS = 5
 class Client:
     """One organisation. ``folder`` is its own: calibration, stacker, per-text results and its ``history`` stay there.
 
-    ``public_encoder`` reads public texts only, so simulated clients may share what it remembers.
+    ``public_encoder`` reads public texts only, so simulated clients may share what it remembers. ``noise_key`` is for
+    simulations, which have to be repeatable: without it, the client makes a key of its own that nobody else knows.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Client:
         seed: int,
         folder: Path | None = None,
         history: str = "history",
+        noise_key: bytes | None = None,
     ) -> None:
         self.data, self.labels = data, labels
         self.folder = folder
@@ -95,6 +98,7 @@ class Client:
         self.public_encoder = public_encoder or encoder
         self.scores = ScoreStore(data.train, len(labels))
         self._domain: LinearDomainModel | None = None
+        self._secret = Secret(noise_key) if noise_key is not None else None
         self.arms = Arms(data, self.scores, len(labels), encoder, self.domain_model)
 
     @property
@@ -107,6 +111,13 @@ class Client:
             model = LinearDomainModel(self.encoder, len(self.labels))
             self._domain = model.fit(self.data.train.texts, self._targets())
         return self._domain
+
+    @property
+    def secret(self) -> Secret:
+        """Where noise comes from that the client adds to what it says."""
+        if self._secret is None:
+            self._secret = Secret.kept_in(self.folder)
+        return self._secret
 
     async def handle(self, task: bytes) -> bytes:
         """Do one task. Never raises for a task that failed: the reply is then `Failed` with a class name."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from clients.evolution import evolve
 from clients.policy import count_ngrams, policy_step
 from clients.reflection import reflect, wins
+from clients.voting import nearest_votes, next_word
 from promptfed.messages import ReplyBody, methods
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ Doing = Callable[["Client", Any], Awaitable[ReplyBody]]
 METHOD_TASKS: Mapping[type, Doing] = {
     methods.CountNgrams: count_ngrams,
     methods.Evolve: evolve,
+    methods.NearestVotes: nearest_votes,
+    methods.NextWord: next_word,
     methods.PolicyStep: policy_step,
     methods.Reflect: reflect,
     methods.Wins: wins,

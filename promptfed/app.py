@@ -15,6 +15,7 @@ import numpy as np
 from clients.client import Client
 from clients.data import ClientData, Labelled, Rows, assemble, read_rows
 from clients.partition import dirichlet
+from clients.secret import simulated_key
 from promptfed.conduct import MANUAL_CALIBRATION_TEXTS, Conductor, Result, TaskText, task_text
 from promptfed.config import Config, load_config
 from promptfed.errors import ConfigError, DataError
@@ -177,6 +178,7 @@ class Simulation(Conductor):
     """One run, in one process. Clients are objects; what they exchange is serialised all the same."""
 
     transport = "in-process simulation"
+    has_secrets = False
 
     def __init__(
         self,
@@ -279,6 +281,7 @@ class Simulation(Conductor):
                 seed=self.config.seed,
                 folder=self.folder.joinpath(*own) if self.folder else None,
                 history=f"history/{fleet}",
+                noise_key=simulated_key(self.config.seed, d.client_id),
             )
         return clients
 

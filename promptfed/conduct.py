@@ -79,6 +79,8 @@ class Conductor(ABC):
     transport: ClassVar[str]
     # Whether the clients' texts stayed in this process when the FM was asked; None where each client has its own FM.
     fm_in_process: bool | None = None
+    # Whether clients draw their noise from keys that nobody else knows.
+    has_secrets: ClassVar[bool] = True
 
     def __init__(
         self, config: Config, task: TaskText, method: Strategy, folder: Path | None, listeners: Sequence[Listener]
@@ -89,6 +91,7 @@ class Conductor(ABC):
         self._arms: dict[str, dict[str, Evaluated]] = {}
         self._readings: list[tuple[Reading, dict[str, Any]]] = []
         self._choices: dict[str, int] = {}
+        self._alone_releases: list[Mapping[str, Any]] = []
 
     # ------------------------------------------------------------------------------- what a transport has to give
 
@@ -297,7 +300,9 @@ class Conductor(ABC):
         share = federation.max_fm_calls // len(federation.clients)
         here = {client: n for client, n in federation.clients.items() if client in measured}
         found: list[Reading] = []
-        alone = unread(federation, clients=here, max_fm_calls=share * len(here), read=found.append)
+        alone = unread(
+            federation, clients=here, max_fm_calls=share * len(here), read=found.append, log=self._hear_alone
+        )
         await server.drive(each_alone(self.method, alone), "baselines", alone.max_fm_calls)
         tasks = {c: Evaluate(arm="local_only", prompt=own.prompt) for c, own in found[-1].by_client.items()}
         await self._measure_each(server, tasks, n_test)
@@ -343,6 +348,20 @@ class Conductor(ABC):
         )
         self.events.add("reading", {k: v for k, v in self._readings[-1][1].items() if k != "wall_s"})
 
+    def _releases(self) -> list[dict[str, Any]]:
+        """What the method said it let out under differential privacy, in tuning and, where each client tuned alone
+        too, then: that of the client that let out most."""
+        logged = [e for e in self.events.events if e["kind"] == "release"]
+        tuning = [{k: v for k, v in e.items() if k not in ("seq", "time_s", "kind")} for e in logged]
+        alone = sorted(self._alone_releases, key=lambda release: -float(release["epsilon"]))[:1]
+        phases = [*((TUNING, release) for release in tuning), *(("local_only", release) for release in alone)]
+        return [{**release, "phase": phase, "simulated": not self.has_secrets} for phase, release in phases]
+
+    def _hear_alone(self, kind: str, data: Mapping[str, Any]) -> None:
+        """The event log hears nothing of baselines, but what they let out counts."""
+        if kind == "release":
+            self._alone_releases.append(data)
+
     def shared_arms(self) -> dict[str, dict[str, Evaluated]]:
         """Of every other arm, what the clients gave for it that were measured on the tuned prompt too."""
         tuned = self._arms.get("fm", {})
@@ -382,7 +401,7 @@ class Conductor(ABC):
             "readings": [{**spent, "metrics": self._at(spent["milestone"])} for _, spent in self._readings],
             "n_dropped_texts": sum(j.n_dropped for j in joined.values()),
             "ledger": self.ledger.as_dict(),
-            "privacy": {"releases": []},
+            "privacy": {"releases": self._releases()},
         }
         self.events.add("end", {"prompt_id": prompt.prompt_id})
         if self.folder is not None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from clients.client import Client
 from clients.data import ClientData, Labelled, scoring_order
+from clients.secret import simulated_key
 from promptfed.federation.checkpoint import Checkpoint
 from promptfed.federation.events import EventLog
 from promptfed.federation.inprocess import InProcessTransport
@@ -203,7 +204,9 @@ def bench(
             data = replace(data, train=topic_texts(n_train, c), test=topic_texts(n_test, c))
         own = folder / data.client_id if folder else None
         source: BaseFM = RecordingFM(counting, own / "journal.jsonl") if own else counting
-        clients[data.client_id] = Client(data, labels, source, WordEncoder(), seed=1, folder=own)
+        clients[data.client_id] = Client(
+            data, labels, source, WordEncoder(), seed=1, folder=own, noise_key=simulated_key(1, data.client_id)
+        )
     server = Server(wrap(InProcessTransport(clients)), ledger, events, checkpoint)
     return Bench(clients=clients, server=server, ledger=ledger, events=events, fm=counting, options=options)
 

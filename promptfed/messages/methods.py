@@ -245,36 +245,43 @@ class Embedded(Message):
 class NextWord(Message):
     """Let your own labelled texts vote for the next word of a prompt that is being written.
 
-    Texts are drawn by Poisson sampling into disjoint groups of about ``group_size``; each group asks the FM, in a
-    meta-prompt with its texts, which of ``candidates`` goes on after ``written``, and is one vote.
+    Each text is drawn by a coin of its own, with ``sampling_rate``, and then goes into one of ``n_groups``. Each group
+    asks the FM, in a meta-prompt with its texts (``max_texts`` at most), which of the public ``candidates`` goes on
+    after ``written``, and is one vote: a text more moves one vote at most. ``fields`` and ``words`` are those of the
+    prompt. The coins are the client's secret, as is the noise, of standard deviation ``noise``.
+
+    ``release`` is the task's number among the releases of the run: two equal tasks get the same noise.
     """
 
     written: str
+    fields: tuple[str, str]
+    words: tuple[str, ...]
     candidates: tuple[str, ...]
     sampling_rate: Annotated[float, Field(gt=0, le=1)]
-    group_size: Count
+    n_groups: Count
+    max_texts: Count
     noise: Annotated[float, Field(ge=0)]
-    seed: Count
+    release: Count
     kind: Literal["next_word"] = "next_word"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NearestVotes(Message):
-    """Let each of your texts vote for the nearest of the public ``texts`` of its own label (``labels``).
+    """Let each of your texts vote, under its own label, for the nearest of these public or FM-written ``texts``.
 
-    The histogram is scaled to at most one vote a text and noised with a Gaussian of standard deviation ``noise``.
+    Each text has one vote, so a text more changes one number by one. The noise, of standard deviation ``noise``, is the
+    client's secret. ``release`` as in `NextWord`.
     """
 
     texts: tuple[str, ...]
-    labels: tuple[Count, ...]
     noise: Annotated[float, Field(ge=0)]
-    seed: Count
+    release: Count
     kind: Literal["nearest_votes"] = "nearest_votes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoisyVotes(Message):
-    """One number a candidate, noise and all, `packed`."""
+    """One whole number a candidate word, or a label and candidate text (label by label), noise and all, `packed`."""
 
     votes: bytes
     kind: Literal["noisy_votes"] = "noisy_votes"

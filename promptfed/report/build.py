@@ -21,6 +21,7 @@ from promptfed.config import Config, load_config
 from promptfed.errors import ConfigError, DataError
 from promptfed.files import write_whole
 from promptfed.ledger import Account
+from promptfed.privacy.accounting import in_all
 from promptfed.prompts.artefact import PromptSet
 from promptfed.report.charts import Mark, Point, bars, curve, histogram
 
@@ -91,6 +92,34 @@ class Milestone(_Record):
     metrics: dict[str, dict[str, Arm]] = Field(default_factory=dict)
 
 
+class Released(_Record):
+    """What each client let out under differential privacy (`promptfed.privacy.accounting.Release`), and when."""
+
+    phase: str
+    mechanism: str
+    unit: str
+    epsilon: FiniteFloat
+    delta: FiniteFloat
+    noise_multiplier: FiniteFloat
+    n_compositions: int
+    sampling_rate: FiniteFloat
+    n_outputs: int
+    not_covered: str
+    simulated: bool
+
+
+class Privacy(_Record):
+    """Empty where nothing is claimed."""
+
+    releases: tuple[Released, ...] = ()
+
+    @property
+    def totals(self) -> dict[str, tuple[float, float]]:
+        """(epsilon, delta) of all releases together, by unit."""
+        units = dict.fromkeys(r.unit for r in self.releases)
+        return {u: in_all((r.epsilon, r.delta) for r in self.releases if r.unit == u) for u in units}
+
+
 class Summary(_Record):
     """What the report needs of summary.json."""
 
@@ -114,7 +143,7 @@ class Summary(_Record):
     personal: dict[str, int] = Field(default_factory=dict)
     comparisons: dict[str, Paired] = Field(default_factory=dict)
     ledger: dict[str, PhaseAccount]
-    privacy: dict[str, list[dict[str, Any]]]
+    privacy: Privacy
 
     @property
     def arms(self) -> dict[str, Arm]:

@@ -126,6 +126,12 @@ def each_alone(method: Strategy, federation: Federation) -> Steps[PromptSet]:
     milestone_of = {m // n: m for m in (*sorted(federation.milestones), federation.max_fm_calls)}
     readings: dict[str, list[Reading]] = {client: [] for client in federation.clients}
     n_read = 0
+    released: list[Mapping[str, Any]] = []
+
+    def hear(kind: str, data: Mapping[str, Any]) -> None:
+        """Scores of clients apart are no curve, but what they let out counts."""
+        if kind == "release":
+            released.append(data)
 
     def read_all(here: Collection[str]) -> None:
         """Tell of every milestone that all who are ``here`` have come to."""
@@ -145,7 +151,7 @@ def each_alone(method: Strategy, federation: Federation) -> Steps[PromptSet]:
                 clients={client: size},
                 max_fm_calls=federation.max_fm_calls // n,
                 milestones=tuple(m // n for m in federation.milestones),
-                log=lambda _kind, _data: None,  # scores of clients apart are no curve
+                log=hear,
                 read=readings[client].append,
             )
         )
@@ -157,6 +163,9 @@ def each_alone(method: Strategy, federation: Federation) -> Steps[PromptSet]:
         raise ConfigError(
             f"each client alone has its share of the calls: {error}, times the number of clients"
         ) from None
+    # A text lives at one client: the largest of their epsilons holds for all.
+    for worst in sorted(released, key=lambda release: -float(release["epsilon"]))[:1]:
+        federation.log("release", worst)
     if not prompts:
         raise RunError("local_only: no client came to an end; at least one is needed")
     return prompts[most_texts(federation, prompts)]

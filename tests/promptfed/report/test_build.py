@@ -270,13 +270,40 @@ def test_a_model_on_another_machine_is_not_taken_for_one_in_this_process(folder:
     assert "the provider of embedded:smollm2-135m-instruct@1" in text
 
 
+RELEASE = {
+    "phase": "tuning",
+    "mechanism": "Gaussian noise on votes",
+    "unit": "record",
+    "epsilon": 2.5,
+    "delta": 1e-5,
+    "noise_multiplier": 1.2,
+    "n_compositions": 3,
+    "sampling_rate": 1.0,
+    "n_outputs": 120,
+    "not_covered": "scores",
+    "simulated": True,
+}
+
+
 def test_a_recorded_privacy_release_is_shown(folder: Path) -> None:
     def change(summary: dict[str, Any], events: list[dict[str, Any]]) -> None:
-        summary["privacy"] = {"releases": [{"epsilon": 2.5, "unit": "record"}]}
+        summary["privacy"] = {"releases": [RELEASE, {**RELEASE, "phase": "local_only"}]}
 
     text = Tags(changed(folder, change)).text
-    assert "epsilon: 2.5; unit: record" in text
+    assert "What was released under differential privacy" in text
+    assert "2.5 a record" in text
+    assert "epsilon at most 5 a record, delta 2e-05" in text
+    assert "Not covered: scores" in text
+    assert "This noise was simulated" in text
     assert "No differential privacy" not in text
+    assert "Votes under differential privacy have noise" in text
+
+
+def test_noise_that_was_not_simulated_is_not_said_to_be(folder: Path) -> None:
+    def change(summary: dict[str, Any], events: list[dict[str, Any]]) -> None:
+        summary["privacy"] = {"releases": [{**RELEASE, "simulated": False}]}
+
+    assert "simulated: it came" not in Tags(changed(folder, change)).text
 
 
 def test_without_held_out_texts_nothing_is_promised(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""What was let out under differential privacy, and what it amounts to."""
