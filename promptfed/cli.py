@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column, Table
@@ -18,6 +18,9 @@ from rich.table import Column, Table
 from promptfed.console import SIMULATION, err_console, out_console, print_estimate, show_run, tell
 from promptfed.errors import ConfigError, DataError, PromptfedError
 from promptfed.ports import free_port
+
+if TYPE_CHECKING:
+    from promptfed.prompts.artefact import PromptSet
 
 app = typer.Typer(
     name="promptfed",
@@ -253,25 +256,29 @@ def eval_command(
     label_column: Annotated[str, typer.Option("--label-column")] = "label",
     as_json: Json = False,
 ) -> None:
-    """Measure a tuned prompt on labelled text."""
+    """Measure a tuned prompt on texts with labels, or with answers."""
     import numpy as np
 
     from clients.data import read_rows
-    from evaluators.metrics import with_errors
+    from evaluators import answers, metrics
     from promptfed.prompts.artefact import PromptSet
     from promptfed.registry import load_fm
 
     tuned = PromptSet.load(prompt)
     rows = read_rows(data, client_column="", text_column=text_column, label_column=label_column, client="all")
     index = {label: k for k, label in enumerate(tuned.labels)}
-    if unknown := sorted({y for _, _, y in rows} - set(index)):
+    if index and (unknown := sorted({y for _, _, y in rows} - set(index))):
         raise DataError(f"{data} has labels {', '.join(unknown)}; the prompt knows {', '.join(tuned.labels)}")
-    predicted = tuned.predict([t for _, t, _ in rows], fm=load_fm(fm), calibration=_calibration(prompt, client))
-    uniform = {label: 1.0 / len(index) for label in tuned.labels}
-    proba = np.array([[(p.proba or uniform)[label] for label in tuned.labels] for p in predicted])
-    labels = np.array([index[y] for _, _, y in rows])
-    values, errors = with_errors(proba, labels, np.random.default_rng(0))
-    failed = sum(p.label is None for p in predicted)
+    calibration = _calibration(prompt, client, tuned)
+    predicted = tuned.predict([t for _, t, _ in rows], fm=load_fm(fm), calibration=calibration)
+    if index:
+        uniform = {label: 1.0 / len(index) for label in tuned.labels}
+        proba = np.array([[(p.proba or uniform)[label] for label in tuned.labels] for p in predicted])
+        labels = np.array([index[y] for _, _, y in rows])
+        values, errors = metrics.with_errors(proba, labels, np.random.default_rng(0))
+    else:
+        values, errors = answers.with_errors(answers.per_text([p.answer for p in predicted], [y for *_, y in rows]))
+    failed = sum(p.label is None and p.answer is None for p in predicted)
     if as_json:
         body = {name: {"value": values[name], "se": errors[name]} for name in values}
         print(json.dumps({"n": len(rows), "n_failed": failed, "prompt_id": tuned.prompt_id, "metrics": body}))  # noqa: T201
@@ -282,7 +289,7 @@ def eval_command(
         table.add_row(name, f"{value:.3f}", f"{value - half:.3f} to {value + half:.3f}")
     out_console.print(table)
     if failed:
-        out_console.print(f"{failed} texts failed at the FM and count as uniform guesses")
+        out_console.print(f"{failed} texts failed at the FM and count as {'uniform guesses' if index else 'wrong'}")
 
 
 @app.command("predict")
@@ -294,17 +301,19 @@ def predict_command(
     fm: Annotated[str, typer.Option("--fm", help="Foundation model, KIND:NAME.")] = "embedded:smollm2-135m-instruct",
     client: Annotated[str | None, typer.Option("--client", help="Use this client's calibration (run folder).")] = None,
 ) -> None:
-    """Label texts: lines in, one JSON object a line out, in order."""
+    """Label texts, or answer them: lines in, one JSON object a line out, in order."""
     from promptfed.prompts.artefact import PromptSet
     from promptfed.registry import load_fm
 
     tuned = PromptSet.load(prompt)
-    calibration = _calibration(prompt, client)
+    calibration = _calibration(prompt, client, tuned)
     texts = _lines(source)
     model = load_fm(fm)
     for start in range(0, len(texts), 256):
         for answer in tuned.predict(texts[start : start + 256], fm=model, calibration=calibration):
-            line = {"label": answer.label, "proba": {k: round(p, 4) for k, p in answer.proba.items()}}
+            line: dict[str, Any] = {"answer": answer.answer}
+            if tuned.labels:
+                line = {"label": answer.label, "proba": {k: round(p, 4) for k, p in answer.proba.items()}}
             print(json.dumps(line, ensure_ascii=False), flush=True)  # noqa: T201
 
 
@@ -324,7 +333,7 @@ def compare_command(
     arm_b: Annotated[str | None, typer.Option("--arm-b", help="Arm of the second side, if it differs.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two runs, or two arms, in pairs on the same texts (accuracy, mean over clients)."""
+    """Compare two runs, or two arms, in pairs on the same texts (accuracy or token F1, mean over clients)."""
     from dataclasses import asdict
 
     from promptfed.runs import compare_runs
@@ -353,7 +362,8 @@ def methods_command(as_json: Json = False) -> None:
     for name in names(METHODS):
         method = load_method(name)
         doc = (inspect.getdoc(inspect.getmodule(type(method))) or "").splitlines()[0]
-        rows.append({"name": name, "needs": sorted(method.needs), "what": doc})
+        kinds = sorted(method.card.kinds)
+        rows.append({"name": name, "needs": sorted(method.needs), "kinds": kinds, "what": doc})
     if as_json:
         print(json.dumps(rows))  # noqa: T201
         return
@@ -459,11 +469,13 @@ def _new_folder_of(folder: Path, *names: str) -> Path:
     return folder
 
 
-def _calibration(prompt: Path, client: str | None) -> Any:
+def _calibration(prompt: Path, client: str | None, tuned: PromptSet) -> Any:
     from promptfed.runs import read_calibration
 
     if client is None:
         return None
+    if not tuned.labels:
+        raise ConfigError("--client names a calibration, and prompts that generate answers have none: leave it out")
     if not prompt.is_dir():
         raise ConfigError(f"--client needs a run folder, where the clients' calibrations are; got {prompt}")
     return read_calibration(prompt, client)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from clients.data import read_texts
-from evaluators.metrics import PRIMARY
+from evaluators import answers, metrics
 from promptfed.config import Config
 from promptfed.errors import CapabilityError, ConfigError, RunError, UserError
 from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, fit_stack, join, side_by_side, summarise
@@ -28,8 +28,9 @@ from promptfed.ledger import Ledger
 from promptfed.messages import Evaluate, Evaluated, Join, Joined
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
+from promptfed.registry import methods_for
 from promptfed.report.build import build_report
-from promptfed.strategies.base import Federation, Reading, Strategy
+from promptfed.strategies.base import Federation, Reading, Strategy, needs_of
 from promptfed.strategies.baselines import Given, manual_prompt, zero_shot_prompt
 from promptfed.types import SoftSpace, satisfies
 
@@ -37,6 +38,8 @@ SCHEMA_VERSION = 1
 TUNING: Final = "tuning"
 # The arms that every run measures, in this order: those that share prompts share FM calls.
 TUNED_ARMS = ("fm", "fm_pooled", "fm_single", "fm_dm", "dm_local")
+# Without labels nothing is calibrated, and there are no domain models.
+ANSWER_ARMS = ("fm", "fm_single")
 # Texts a client that calibrate the hand-written prompt: as many as the tuned prompts typically get.
 MANUAL_CALIBRATION_TEXTS = 60
 
@@ -49,9 +52,9 @@ class Result:
     summary: Mapping[str, Any]
     folder: Path | None
 
-    def score(self, arm: str = "fm", metric: str = PRIMARY) -> float:
-        """Mean over clients of ``metric`` for ``arm``, on held-out texts."""
-        return float(self.summary["metrics"][metric][arm]["mean"])
+    def score(self, arm: str = "fm", metric: str | None = None) -> float:
+        """Mean over clients of ``metric`` (the task's primary one by default) for ``arm``, on held-out texts."""
+        return float(self.summary["metrics"][metric or self.summary["primary_metric"]][arm]["mean"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +87,15 @@ class Conductor(ABC):
         self, config: Config, task: TaskText, method: Strategy, folder: Path | None, listeners: Sequence[Listener]
     ) -> None:
         self.config, self.task, self.method, self.folder = config, task, method, folder
+        kind = config.task.kind
+        if kind not in method.card.kinds:
+            raise ConfigError(
+                f"method {method.name!r} can't do task.kind = {kind!r}; these can: {', '.join(methods_for(kind))}"
+            )
+        self.needs = needs_of(method, kind)
+        self._metrics, self._primary = (
+            (tuple(metrics.METRICS), metrics.PRIMARY) if task.labels else (tuple(answers.METRICS), answers.PRIMARY)
+        )
         self.ledger = Ledger()
         self.events = EventLog(folder / "events.jsonl" if folder else None, tuple(listeners))
         self._arms: dict[str, dict[str, Evaluated]] = {}
@@ -128,7 +140,7 @@ class Conductor(ABC):
                 told = ", ".join(f"{c}: {kind}" for kind, c in sorted(kinds.items()))
                 raise ConfigError(f"the clients use different {what} ({told}); all have to use the same")
         for c, j in sorted(joined.items()):
-            for capability in sorted(self.method.needs):
+            for capability in sorted(self.needs):
                 if not satisfies(j.capabilities, capability):
                     whose = f"that of client {c!r}, {j.fm},"
                     raise CapabilityError(lacking(f"method {self.method.name!r}", capability, whose, j.capabilities))
@@ -182,7 +194,9 @@ class Conductor(ABC):
         prompt = await self.tune(server, self.method, federation)
         if not self._readings:
             raise RunError(f"method {self.method.name!r} came to an end without a reading: it has to end with conclude")
-        stack = await server.drive(fit_stack(list(federation.clients), prompt), "tuning", 0)
+        stack = (1.0, 0.0)
+        if federation.labels:
+            stack = await server.drive(fit_stack(list(federation.clients), prompt), "tuning", 0)
         await server.drive(adopt(list(federation.clients), prompt, stack), "tuning", 0)
         self._save(prompt)
         if any(n_test.values()):
@@ -217,7 +231,7 @@ class Conductor(ABC):
         n_test: Mapping[str, int],
     ) -> None:
         prompts: dict[str, PromptSet | None] = {"fm_single": single, "dm_local": None}
-        for arm in TUNED_ARMS:
+        for arm in TUNED_ARMS if self.task.labels else ANSWER_ARMS:
             task = Evaluate(arm=arm, prompt=prompts.get(arm, prompt), stack=stack if arm == "fm_dm" else ())
             await self._measure_each(server, dict.fromkeys(self.client_ids, task), n_test, "evaluation")
 
@@ -226,7 +240,7 @@ class Conductor(ABC):
         alone, each under the clients' own calibration and under the pooled one."""
         for reading, _ in self._readings if self.config.budget.milestones else ():
             for kind, prompt in (("fm", reading.prompt), ("fm_single", reading.single)):
-                for arm in (kind, f"{kind}_pooled"):
+                for arm in (kind, f"{kind}_pooled") if self.task.labels else (kind,):
                     task = Evaluate(arm=f"{arm}@{reading.milestone}", prompt=prompt, stop=reading.stop)
                     await self._measure_each(server, dict.fromkeys(self.client_ids, task), n_test, "evaluation")
 
@@ -238,11 +252,10 @@ class Conductor(ABC):
         self, server: Server, tasks: Mapping[str, Evaluate], n_test: Mapping[str, int], phase: Any = "baselines"
     ) -> None:
         arm = next(iter(tasks.values())).arm
-        measured = await server.drive(evaluate(tasks, n_test), phase, 10**9)
+        measured = await server.drive(evaluate(tasks, n_test, self._metrics), phase, 10**9)
         self._arms.setdefault(arm, {}).update(measured)
-        self.events.add(
-            "arm", {"arm": arm, PRIMARY: float(np.mean([e.values[PRIMARY] for e in self._arms[arm].values()]))}
-        )
+        mean = float(np.mean([e.values[self._primary] for e in self._arms[arm].values()]))
+        self.events.add("arm", {"arm": arm, "metric": self._primary, self._primary: mean})
 
     async def _baselines(self, federation: Federation, n_test: Mapping[str, int]) -> None:
         for name in self.config.evaluation.baselines:
@@ -255,6 +268,9 @@ class Conductor(ABC):
                 await self._measure(server, name, _raw(federation, zero_shot_prompt(federation)), n_test)
             elif name == "manual_few_shot":
                 by_hand = manual_prompt(federation, self.config.evaluation.manual_prompt)
+                if not federation.labels:  # nothing to calibrate
+                    await self._measure(server, name, _raw(federation, by_hand), n_test)
+                    continue
                 n_calls = MANUAL_CALIBRATION_TEXTS * len(self.client_ids)
                 given = Given([by_hand], MANUAL_CALIBRATION_TEXTS)
                 tuned = await self.tune(server, given, unread(federation, max_fm_calls=n_calls), "baselines")
@@ -339,7 +355,7 @@ class Conductor(ABC):
             "labels": list(self.task.labels),
             "prompt_id": prompt.prompt_id,
             "stack": {"fm": round(stack[0], 4), "dm": round(stack[1], 4)},
-            "primary_metric": PRIMARY,
+            "primary_metric": self._primary,
             "metrics": summarise(self._arms),
             "calls_per_prediction": {
                 arm: float(np.mean([e.calls_per_prediction for e in by_client.values()]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,6 +16,7 @@ from promptfed.fm.base import BaseFM
 from promptfed.fm.cache import CachedFM
 from promptfed.fm.prices import Priced, PriceFile
 from promptfed.strategies.base import Strategy
+from promptfed.types import TaskKind
 
 METHODS = "promptfed.methods"
 FMS = "promptfed.fms"
@@ -40,6 +42,16 @@ def load_method(name: str, options: Mapping[str, Any] | None = None) -> Strategy
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(f"method.options.{where} = {first['input']!r}: {first['msg']}") from None
     return method
+
+
+def methods_for(kind: TaskKind) -> list[str]:
+    """The methods that can do tasks of ``kind``; one that can't be loaded here is left out."""
+    out = []
+    for name in names(METHODS):
+        with suppress(ImportError, AttributeError):
+            if kind in load_method(name).card.kinds:
+                out.append(name)
+    return out
 
 
 def load_fm(address: str, *, prices: Path | None = None, cache: Path | None = None) -> BaseFM:

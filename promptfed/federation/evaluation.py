@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,8 +96,10 @@ def side_by_side(name: str, each: Mapping[str, Steps[T]]) -> Steps[dict[str, T]]
     return done
 
 
-def evaluate(tasks: Mapping[str, Evaluate], n_test: Mapping[str, int]) -> Steps[dict[str, Evaluated]]:
-    """Measure one arm, by client; clients without held-out texts are left out."""
+def evaluate(
+    tasks: Mapping[str, Evaluate], n_test: Mapping[str, int], metrics: Collection[str] = METRICS
+) -> Steps[dict[str, Evaluated]]:
+    """Measure one arm, by client; clients without held-out texts are left out, and replies without ``metrics``."""
     asked = {c: t for c, t in tasks.items() if n_test.get(c, 0)}
     if not asked:
         return {}
@@ -108,7 +110,7 @@ def evaluate(tasks: Mapping[str, Evaluate], n_test: Mapping[str, int]) -> Steps[
     return {
         c: r.body
         for c, r in replies.items()
-        if isinstance(r.body, Evaluated) and r.body.values.keys() == r.body.errors.keys() == METRICS.keys()
+        if isinstance(r.body, Evaluated) and r.body.values.keys() == r.body.errors.keys() == set(metrics)
     }
 
 
