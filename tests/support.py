@@ -134,8 +134,6 @@ class Bench:
     def federation(self, **changes: Any) -> Federation:
         values: dict[str, Any] = {
             "clients": {c: len(client.data.train) for c, client in sorted(self.clients.items())},
-            "labels": LABELS,
-            "words": LABELS,
             "instruction": "Is the review negative or positive?",
             "public": public_texts(),
             "max_fm_calls": 1000,
@@ -161,19 +159,22 @@ def bench(
     checkpoint: Checkpoint | None = None,
     wrap: Callable[[InProcessTransport], Any] = lambda transport: transport,
     folder: Path | None = None,
+    labels: tuple[str, ...] = LABELS,
+    data: Callable[..., ClientData] = client_data,
     **options: Any,
 ) -> Bench:
     """``n_clients`` clients with ``n_train`` texts each, a server and books. ``wrap`` may put a fault on the wire;
-    under ``folder`` each client keeps its journal and history."""
+    under ``folder`` each client keeps its journal and history. ``data`` makes a client's texts."""
     counting = CountingFM(fm or ScriptedFM())
     ledger, events = Ledger(), EventLog()
     clients = {}
     for c in range(n_clients):
-        data = client_data(f"client{c}", n_train, n_test, seed=c, n_words=n_words)
-        own = folder / data.client_id if folder else None
+        mine = data(f"client{c}", n_train, n_test, seed=c, n_words=n_words)
+        own = folder / mine.client_id if folder else None
         source: BaseFM = RecordingFM(counting, own / "journal.jsonl") if own else counting
-        clients[data.client_id] = Client(data, LABELS, source, WordEncoder(), seed=1, folder=own)
+        clients[mine.client_id] = Client(mine, labels, source, WordEncoder(), seed=1, folder=own)
     server = Server(wrap(InProcessTransport(clients)), ledger, events, checkpoint)
+    options = {"labels": labels, "words": labels, **options}
     return Bench(clients=clients, server=server, ledger=ledger, events=events, fm=counting, options=options)
 
 
