@@ -277,4 +277,6 @@ def write(folder: Path, *, seed: int = 1, n_train: int = 60, n_test: int = 30, n
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     write(Path(sys.argv[1]), seed=int(sys.argv[2]) if len(sys.argv) > 2 else 1)

@@ -33,7 +33,15 @@ FIELDS: tuple[tuple[str, str], ...] = (
 )
 # What may stand behind the person's instruction.
 HINTS = ("Copy the answer from the text.", "Answer in a few words.", "Give the answer alone, without a sentence.")
-# How the FM is first asked, and how once more, with exemplars.
+# What a short answer is, shown by texts about nothing in particular: a small FM asked without any writes whole
+# sentences, or nothing. They may stand in prompts too, beside what comes of public texts.
+SHOWN: tuple[tuple[str, str], ...] = (
+    ("The train to Paris leaves from platform 4 at noon. Where does the train go?", "Paris"),
+    ("Tom sold his old boat to Ms Hill for 300 dollars. Who bought the boat?", "Ms Hill"),
+    ("The library is closed today; it opens again on Tuesday at nine. When does it open?", "Tuesday at nine"),
+    ("Order 77 is for two red chairs, and Lee paid 45 pounds. What was ordered?", "two red chairs"),
+)
+# With how many prompts the FM is first asked, and with how many once more, with exemplars from public texts.
 N_FIRST, N_AGAIN = 3, 2
 
 
@@ -46,7 +54,13 @@ def gather_pairs(session: Session, rng: np.random.Generator) -> Steps[Materials]
     texts = [usable[i] for i in rng.permutation(len(usable))[:n_texts]]
 
     forms = [
-        Draft(instruction=instructions[i % len(HINTS)], fields=FIELDS[i], exemplars=(), words=())
+        Draft(
+            instruction=instructions[i % len(HINTS)],
+            fields=FIELDS[i],
+            exemplars=(),
+            words=(),
+            pairs=(*SHOWN[i:], *SHOWN[:i]),
+        )
         for i in range(N_FIRST)
     ]
     answers = yield from _answered(session, forms, texts)
@@ -71,7 +85,7 @@ def gather_pairs(session: Session, rng: np.random.Generator) -> Steps[Materials]
         exemplars=(),
         words=(),
         other_words=(),
-        pairs=tuple(pairs),
+        pairs=(*pairs, *SHOWN),
     )
 
 
