@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clients.answers import AnswerStore
 from clients.arms import Arms
 from clients.data import ClientData, client_rng
 from clients.domain import LinearDomainModel, LinearHead
@@ -23,7 +24,7 @@ from clients.personal import Chosen
 from clients.scores import ScoreStore
 from clients.secret import Secret
 from clients.tasks import METHOD_TASKS
-from evaluators.metrics import with_errors
+from evaluators import answers, metrics
 from promptfed.errors import BudgetError, WireError
 from promptfed.files import write_whole
 from promptfed.fm.base import BaseFM
@@ -71,6 +72,7 @@ class Client:
 
     ``public_encoder`` reads public texts only, so simulated clients may share what it remembers. ``noise_key`` is for
     simulations, which have to be repeatable: without it, the client makes a key of its own that nobody else knows.
+    Without ``labels`` the task is generation: there is no domain model and nothing to calibrate.
     """
 
     def __init__(
@@ -96,10 +98,11 @@ class Client:
         self._seed = seed
         self.encoder = encoder
         self.public_encoder = public_encoder or encoder
-        self.scores = ScoreStore(data.train, len(labels))
+        self.scores = ScoreStore(data.train, len(labels)) if labels else AnswerStore(data.train)
         self._domain: LinearDomainModel | None = None
         self._secret = Secret(noise_key) if noise_key is not None else None
         self.arms = Arms(data, self.scores, len(labels), encoder, self.domain_model)
+        self._held_out = AnswerStore(data.test)
 
     @property
     def client_id(self) -> str:
@@ -240,9 +243,11 @@ class Client:
         )
 
     def _adopt(self, task: Adopt) -> Adopted:
-        own = self.arms.calibrate(task.prompt)
         if self.folder is not None:
             task.prompt.save(self.folder / "prompt.json")
+        if not self.labels:
+            return Adopted(n_calibration=0)
+        own = self.arms.calibrate(task.prompt)
         self._keep("calibration.json", {"prompt_id": task.prompt.prompt_id, **asdict(own)})
         domain = {"weights": task.stack, "domain_calibration": asdict(self.arms.domain_calibration)}
         self._keep("stacker.json", {"prompt_id": task.prompt.prompt_id, **domain})
@@ -267,20 +272,20 @@ class Client:
         return Head(n=len(x), weights=_flat(head.flat if head.flat is not None else np.zeros(0)))
 
     async def _evaluate(self, task: Evaluate) -> Evaluated:
-        proba, calls = await self.arms.predict(task, self.fm)
-        labels = self.data.test.labels
-        values, errors = with_errors(proba, labels, client_rng(self._seed, self.client_id, 7))
+        if self.labels:
+            proba, calls = await self.arms.predict(task, self.fm)
+            labels = self.data.test.labels
+            values, errors = metrics.with_errors(proba, labels, client_rng(self._seed, self.client_id, 7))
+            record = {"labels": labels.tolist(), "proba": np.round(proba, 6).tolist()}
+        else:
+            measured, calls = await self._held_out.measure(task, self.fm)
+            values, errors = answers.with_errors(measured)
+            record = {metric: np.round(each, 6).tolist() for metric, each in measured.items()}
         if self.folder is not None:
             # Per text, so that runs can be compared in pairs. It stays in the client's folder.
-            self._keep(
-                f"evaluation/{task.arm}.json",
-                {
-                    "texts": [hashlib.sha256(t.encode()).hexdigest()[:16] for t in self.data.test.texts],
-                    "labels": labels.tolist(),
-                    "proba": np.round(proba, 6).tolist(),
-                },
-            )
-        return Evaluated(n=len(labels), values=values, errors=errors, calls_per_prediction=calls)
+            texts = [hashlib.sha256(t.encode()).hexdigest()[:16] for t in self.data.test.texts]
+            self._keep(f"evaluation/{task.arm}.json", {"texts": texts, **record})
+        return Evaluated(n=len(self.data.test), values=values, errors=errors, calls_per_prediction=calls)
 
     def _targets(self) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
         return np.eye(len(self.labels))[self.data.train.labels]

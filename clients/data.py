@@ -8,7 +8,7 @@ import hashlib
 import io
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,10 +28,11 @@ _USUAL_COLUMNS = ("client", "text", "label")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labelled:
-    """Texts and label indices of equal length."""
+    """Texts and label indices of equal length. In a generation task there are no labels, but an answer a text."""
 
     texts: tuple[str, ...] = field(repr=False)
     labels: IntArray
+    answers: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -47,7 +48,7 @@ class ClientData:
     n_dropped: int = 0
 
 
-Rows = list[tuple[str, str, str]]  # client, text, label
+Rows = list[tuple[str, str, str]]  # client, text, label or answer
 
 
 def read_rows(
@@ -63,11 +64,11 @@ def read_rows(
     for number, record in _records(path, wanted):
         label = record[label_column].strip()
         if not label:
-            raise DataError(f"{path}, row {number}: column {label_column!r} is empty; expected a label")
+            raise DataError(f"{path}, row {number}: column {label_column!r} is empty; expected a label or answer")
         if not _NAME.fullmatch(label):
             raise DataError(
-                f"{path}, row {number}: column {label_column!r} holds no label but {len(label)} characters or several "
-                "lines; is it the right column, and is every quote closed?"
+                f"{path}, row {number}: column {label_column!r} holds no label or short answer but {len(label)} "
+                "characters or several lines; is it the right column, and is every quote closed?"
             )
         owner = client if client is not None else record[client_column].strip()
         if not owner:
@@ -152,13 +153,15 @@ def _check_client_id(client_id: str, place: str = "") -> None:
 def assemble(train: Rows, test: Rows, labels: Sequence[str], seed: int) -> list[ClientData]:
     """One `ClientData` a client of ``train``, sorted by id, training texts in scoring order (`scoring_order`).
 
+    Without ``labels`` the task is generation: what stands in their column are answers.
+
     Rows with an empty text are dropped and counted. A test label or client that train lacks is a `DataError`, and so
     is a client id that can't name a folder.
     """
     index = {label: k for k, label in enumerate(labels)}
     for name, rows in (("train", train), ("test", test)):
         unknown = sorted({label for _, _, label in rows} - set(labels))
-        if unknown:
+        if labels and unknown:
             raise DataError(f"{name} has labels {', '.join(unknown)}; expected {', '.join(labels)}")
     clients = sorted({client for client, _, _ in train})
     for client in clients:
@@ -166,24 +169,24 @@ def assemble(train: Rows, test: Rows, labels: Sequence[str], seed: int) -> list[
     strangers = sorted({client for client, _, _ in test} - set(clients))
     if strangers:
         raise DataError(f"test has clients that train lacks: {', '.join(s[:_SHOWN] for s in strangers)}")
-    of_client = {client: (list[tuple[str, int]](), list[tuple[str, int]]()) for client in clients}
+    of_client = {client: (list[tuple[str, str]](), list[tuple[str, str]]()) for client in clients}
     n_dropped = dict.fromkeys(clients, 0)
     for part, rows in enumerate((train, test)):
         for client, text, label in rows:
             if text.strip():
-                of_client[client][part].append((text, index[label]))
+                of_client[client][part].append((text, label))
             else:
                 n_dropped[client] += 1
     out = []
     for client, (mine, held_out) in of_client.items():
         if not mine:
             raise DataError(f"client {client[:_SHOWN]!r} has no training text left after empty ones were dropped")
-        order = scoring_order(np.array([y for _, y in mine]), client_rng(seed, client))
+        order = scoring_order(np.array([index.get(y, 0) for _, y in mine]), client_rng(seed, client))
         out.append(
             ClientData(
                 client_id=client,
-                train=_labelled([mine[i] for i in order]),
-                test=_labelled(held_out),
+                train=_labelled([mine[i] for i in order], index),
+                test=_labelled(held_out, index),
                 n_dropped=n_dropped[client],
             )
         )
@@ -205,5 +208,9 @@ def scoring_order(labels: IntArray, rng: np.random.Generator) -> IntArray:
     return np.argsort(place, kind="stable")
 
 
-def _labelled(pairs: Sequence[tuple[str, int]]) -> Labelled:
-    return Labelled(texts=tuple(t for t, _ in pairs), labels=np.array([y for _, y in pairs], dtype=np.int64))
+def _labelled(pairs: Sequence[tuple[str, str]], index: Mapping[str, int]) -> Labelled:
+    return Labelled(
+        texts=tuple(text for text, _ in pairs),
+        labels=np.array([index[y] for _, y in pairs if index], dtype=np.int64),
+        answers=() if index else tuple(answer for _, answer in pairs),
+    )

@@ -30,10 +30,7 @@ class ScoreStore:
     async def ask(self, fm: BaseFM, prompts: Sequence[PromptTemplate], stop: int) -> int:
         """Score ``prompts`` on texts [0, stop) where they are not scored yet. Returns the number of FM calls."""
         stop = min(stop, len(self.data))
-        wanted: list[tuple[PromptTemplate, IntArray]] = []
-        for prompt in {p.prompt_id: p for p in prompts}.values():
-            known = self._known(prompt)
-            wanted.append((prompt, np.flatnonzero(np.isnan(known[:stop, 0]))))
+        wanted = [(prompt, self._missing(prompt, stop)) for prompt in {p.prompt_id: p for p in prompts}.values()]
         requests = [r for p, rows in wanted for r in p.requests([self.data.texts[i] for i in rows])]
         if not requests:
             return 0
@@ -43,6 +40,10 @@ class ScoreStore:
             self._enter(prompt, rows, answers[start : start + len(rows)])
             start += len(rows)
         return len(requests)
+
+    def _missing(self, prompt: PromptTemplate, stop: int) -> IntArray:
+        """Of the texts [0, stop), those that ``prompt`` was not asked about."""
+        return np.flatnonzero(np.isnan(self._known(prompt)[:stop, 0]))
 
     def _known(self, prompt: PromptTemplate) -> FloatArray:
         """All word scores of one prompt, (n, n_words); nan where it was not asked about."""

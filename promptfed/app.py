@@ -56,7 +56,7 @@ class Inputs:
                 self.task.words,
                 self.task.public,
                 [
-                    [d.client_id, *((part.texts, part.labels.tolist()) for part in (d.train, d.test))]
+                    [d.client_id, *((p.texts, p.labels.tolist() or p.answers) for p in (d.train, d.test))]
                     for d in self.clients
                 ],
             ]
@@ -115,8 +115,10 @@ def read_inputs(config: Config) -> Inputs:
     train, test = _read_labelled(config)
     if config.partition is not None:
         train, test = dirichlet([train, test], config.partition.clients, config.partition.alpha, config.seed)
-    labels = config.task.labels or tuple(sorted({label for _, _, label in train}))
-    if len(labels) < 2:
+    labels: tuple[str, ...] = ()
+    if config.task.kind == "classification":
+        labels = config.task.labels or tuple(sorted({label for _, _, label in train}))
+    if len(labels) == 1:
         raise DataError(f"the training data has one label only ({labels[0]!r}); give the others in task.labels")
     clients = assemble(train, test, labels, config.seed)
     return Inputs(task=task_text(config, labels), clients=tuple(clients))
@@ -163,9 +165,10 @@ def estimate(config: Config) -> dict[str, Any]:
 def _calls_by_phase(config: Config, inputs: Inputs) -> dict[str, int]:
     n_test = sum(len(d.test) for d in inputs.clients)
     budget, size = config.budget.max_fm_calls, config.method.max_prompts
+    n_calibration = sum(min(MANUAL_CALIBRATION_TEXTS, len(d.train)) for d in inputs.clients if inputs.task.labels)
     cost = {
         "zero_shot": n_test,
-        "manual_few_shot": n_test + sum(min(MANUAL_CALIBRATION_TEXTS, len(d.train)) for d in inputs.clients),
+        "manual_few_shot": n_test + n_calibration,
         "dm_fedavg": 0,
         "local_only": budget + size * n_test,
         "centralised": budget + size * n_test,
@@ -200,7 +203,7 @@ class Simulation(Conductor):
         self.fm_in_process = self.fm.in_process
         if config.budget.max_usd is not None and config.fm.prices is None and not self.fm_in_process:
             raise ConfigError("budget.max_usd needs to know what tokens cost: name a file in fm.prices (docs/fm.md)")
-        for capability in sorted(method.needs):
+        for capability in sorted(self.needs):
             self.fm.require(capability, f"method {method.name!r}")
         self._shared_encoder = encoder or SentenceEncoder(config.encoder.name)
         self._journals: dict[str, RecordingFM] = {}
@@ -301,10 +304,14 @@ class Simulation(Conductor):
 def _pool(clients: Sequence[ClientData]) -> tuple[ClientData, dict[str, Any]]:
     """One client that holds everybody's training texts, taken in turns; and where each client's texts went."""
     places = sorted((i / len(d.train), c, i) for c, d in enumerate(clients) for i in range(len(d.train)))
-    texts = tuple(clients[c].train.texts[i] for _, c, i in places)
-    labels = np.array([clients[c].train.labels[i] for _, c, i in places])
+    of, is_labelled = [d.train for d in clients], bool(clients[0].train.labels.size)
+    train = Labelled(
+        texts=tuple(of[c].texts[i] for _, c, i in places),
+        labels=np.array([of[c].labels[i] for _, c, i in places if is_labelled], dtype=np.int64),
+        answers=tuple(of[c].answers[i] for _, c, i in places if not is_labelled),
+    )
     rows = {d.client_id: np.zeros(len(d.train), dtype=np.int64) for d in clients}
     for row, (_, c, i) in enumerate(places):
         rows[clients[c].client_id][i] = row
     empty = Labelled(texts=(), labels=np.zeros(0, dtype=np.int64))
-    return ClientData(client_id="all clients", train=Labelled(texts=texts, labels=labels), test=empty), rows
+    return ClientData(client_id="all clients", train=train, test=empty), rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -271,30 +272,36 @@ def eval_command(
     label_column: Annotated[str, typer.Option("--label-column")] = "label",
     as_json: Json = False,
 ) -> None:
-    """Measure a tuned prompt on labelled text."""
+    """Measure a tuned prompt on texts with labels, or with answers."""
     import numpy as np
 
-    from evaluators.metrics import with_errors
+    from evaluators import answers, metrics
     from promptfed.registry import load_fm
 
     tuned, calibration = _tuned(prompt, client, personal)
-    texts, labels = _labelled(data, tuned, text_column, label_column)
-    predicted = tuned.predict(texts, fm=load_fm(fm), calibration=calibration)
-    uniform = {label: 1.0 / len(tuned.labels) for label in tuned.labels}
-    proba = np.array([[(p.proba or uniform)[label] for label in tuned.labels] for p in predicted])
-    values, errors = with_errors(proba, labels, np.random.default_rng(0))
-    failed = sum(p.label is None for p in predicted)
+    rows = _rows(data, text_column, label_column)
+    predicted = tuned.predict([text for text, _ in rows], fm=load_fm(fm), calibration=calibration)
+    if tuned.labels:
+        labels = _label_indices(data, rows, tuned)
+        uniform = {label: 1.0 / len(tuned.labels) for label in tuned.labels}
+        proba = np.array([[(p.proba or uniform)[label] for label in tuned.labels] for p in predicted])
+        values, errors = metrics.with_errors(proba, labels, np.random.default_rng(0))
+    else:
+        values, errors = answers.with_errors(answers.per_text([p.answer for p in predicted], [y for _, y in rows]))
+    failed = sum(p.label is None and p.answer is None for p in predicted)
     if as_json:
         body = {name: {"value": values[name], "se": errors[name]} for name in values}
-        print(json.dumps({"n": len(texts), "n_failed": failed, "prompt_id": tuned.prompt_id, "metrics": body}))  # noqa: T201
+        print(json.dumps({"n": len(rows), "n_failed": failed, "prompt_id": tuned.prompt_id, "metrics": body}))  # noqa: T201
         return
-    table = Table("metric", "value", "95% interval", title=f"{tuned.prompt_id} on {len(texts)} texts")
+    table = Table("metric", "value", "95% interval", title=f"{tuned.prompt_id} on {len(rows)} texts")
     for name, value in values.items():
         half = 1.96 * errors[name]
         table.add_row(name, f"{value:.3f}", f"{value - half:.3f} to {value + half:.3f}")
     out_console.print(table)
     if failed:
-        out_console.print(f"{failed} texts failed at the FM and count as uniform guesses")
+        out_console.print(
+            f"{failed} texts failed at the FM and count as {'uniform guesses' if tuned.labels else 'wrong'}"
+        )
 
 
 @app.command("transfer")
@@ -318,7 +325,10 @@ def transfer_command(
     from promptfed.runs import read_about
 
     tuned, _ = _tuned(prompt, None, False)
-    texts, labels = _labelled(data, tuned, text_column, label_column)
+    if not tuned.labels:
+        raise ConfigError(f"{prompt} generates answers: measure it at the other model with promptfed eval --fm {fm}")
+    rows = _rows(data, text_column, label_column)
+    texts, labels = [text for text, _ in rows], _label_indices(data, rows, tuned)
     named, note = str(read_about(prompt).get("fm", "")), ""
     other, model = load_fm(fm), None
     try:
@@ -368,7 +378,7 @@ def predict_command(
     client: Annotated[str | None, typer.Option("--client", help="Use this client's calibration (run folder).")] = None,
     personal: Personal = False,
 ) -> None:
-    """Label texts: lines in, one JSON object a line out, in order."""
+    """Label texts, or answer them: lines in, one JSON object a line out, in order."""
     from promptfed.registry import load_fm
 
     tuned, calibration = _tuned(prompt, client, personal)
@@ -376,7 +386,9 @@ def predict_command(
     model = load_fm(fm)
     for start in range(0, len(texts), 256):
         for answer in tuned.predict(texts[start : start + 256], fm=model, calibration=calibration):
-            line = {"label": answer.label, "proba": {k: round(p, 4) for k, p in answer.proba.items()}}
+            line: dict[str, Any] = {"answer": answer.answer}
+            if tuned.labels:
+                line = {"label": answer.label, "proba": {k: round(p, 4) for k, p in answer.proba.items()}}
             print(json.dumps(line, ensure_ascii=False), flush=True)  # noqa: T201
 
 
@@ -396,7 +408,7 @@ def compare_command(
     arm_b: Annotated[str | None, typer.Option("--arm-b", help="Arm of the second side, if it differs.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two runs, or two arms, in pairs on the same texts (accuracy, mean over clients)."""
+    """Compare two runs, or two arms, in pairs on the same texts (accuracy or token F1, mean over clients)."""
     from dataclasses import asdict
 
     from promptfed.runs import compare_runs
@@ -550,20 +562,28 @@ def _tuned(prompt: Path, client: str | None, personal: bool) -> tuple[PromptSet,
         raise ConfigError(f"--client needs a run folder, where the clients' calibrations are; got {prompt}")
     if personal:
         return read_personal(prompt, client), None
-    return PromptSet.load(prompt), read_calibration(prompt, client)
+    tuned = PromptSet.load(prompt)
+    if not tuned.labels:
+        raise ConfigError("--client names a calibration, and prompts that generate answers have none: leave it out")
+    return tuned, read_calibration(prompt, client)
 
 
-def _labelled(data: Path, tuned: PromptSet, text_column: str, label_column: str) -> tuple[list[str], IntArray]:
-    """Texts of a file and the indices of their labels in ``tuned.labels``."""
-    import numpy as np
-
+def _rows(data: Path, text_column: str, label_column: str) -> list[tuple[str, str]]:
+    """Texts of a file, each with its label or answer."""
     from clients.data import read_rows
 
-    rows = read_rows(data, client_column="", text_column=text_column, label_column=label_column, client="all")
+    columns = {"client_column": "", "text_column": text_column, "label_column": label_column}
+    return [(text, label) for _, text, label in read_rows(data, client="all", **columns)]
+
+
+def _label_indices(data: Path, rows: Sequence[tuple[str, str]], tuned: PromptSet) -> IntArray:
+    """Where each row's label stands in ``tuned.labels``."""
+    import numpy as np
+
     index = {label: k for k, label in enumerate(tuned.labels)}
-    if unknown := sorted({y for _, _, y in rows} - set(index)):
+    if unknown := sorted({label for _, label in rows} - set(index)):
         raise DataError(f"{data} has labels {', '.join(unknown)}; the prompt knows {', '.join(tuned.labels)}")
-    return [text for _, text, _ in rows], np.array([index[y] for _, _, y in rows], dtype=np.int64)
+    return np.array([index[label] for _, label in rows], dtype=np.int64)
 
 
 def _lines(source: Path | None) -> list[str]:

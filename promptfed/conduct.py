@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from clients.data import read_texts
-from evaluators.metrics import PRIMARY
+from evaluators import answers, metrics
 from promptfed.config import Config
 from promptfed.errors import CapabilityError, ConfigError, RunError, UserError
 from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, fit_stack, join, offers, summarise
@@ -28,8 +28,9 @@ from promptfed.ledger import Ledger, Phase
 from promptfed.messages import Evaluate, Evaluated, Join, Joined, Offer
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
+from promptfed.registry import methods_for
 from promptfed.report.build import build_report
-from promptfed.strategies.base import Federation, Reading, Strategy
+from promptfed.strategies.base import Federation, Reading, Strategy, needs_of
 from promptfed.strategies.baselines import Centralised, ManualFewShot, each_alone, manual_prompt, zero_shot_prompt
 from promptfed.types import SoftSpace, satisfies
 
@@ -37,6 +38,9 @@ SCHEMA_VERSION = 1
 TUNING: Final = "tuning"
 # The arms that every run measures, in this order: those that share prompts share FM calls.
 TUNED_ARMS = ("fm", "fm_pooled", "fm_single", "fm_personal", "fm_dm", "dm_local")
+READ_ARMS = ("fm", "fm_pooled", "fm_single", "fm_single_pooled", "fm_personal")
+# Without labels nothing is calibrated, and there are no domain models.
+ANSWER_ARMS = ("fm", "fm_single")
 # Texts a client that calibrate the hand-written prompt: as many as the tuned prompts typically get.
 MANUAL_CALIBRATION_TEXTS = 60
 
@@ -49,9 +53,9 @@ class Result:
     summary: Mapping[str, Any]
     folder: Path | None
 
-    def score(self, arm: str = "fm", metric: str = PRIMARY) -> float:
-        """Mean over clients of ``metric`` for ``arm``, on held-out texts."""
-        return float(self.summary["metrics"][metric][arm]["mean"])
+    def score(self, arm: str = "fm", metric: str | None = None) -> float:
+        """Mean over clients of ``metric`` (the task's primary one by default) for ``arm``, on held-out texts."""
+        return float(self.summary["metrics"][metric or self.summary["primary_metric"]][arm]["mean"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +90,15 @@ class Conductor(ABC):
         self, config: Config, task: TaskText, method: Strategy, folder: Path | None, listeners: Sequence[Listener]
     ) -> None:
         self.config, self.task, self.method, self.folder = config, task, method, folder
+        kind = config.task.kind
+        if kind not in method.card.kinds:
+            raise ConfigError(
+                f"method {method.name!r} can't do task.kind = {kind!r}; these can: {', '.join(methods_for(kind))}"
+            )
+        self.needs = needs_of(method, kind)
+        self._metrics, self._primary = (
+            (tuple(metrics.METRICS), metrics.PRIMARY) if task.labels else (tuple(answers.METRICS), answers.PRIMARY)
+        )
         self.ledger = Ledger()
         self.events = EventLog(folder / "events.jsonl" if folder else None, tuple(listeners))
         self._arms: dict[str, dict[str, Evaluated]] = {}
@@ -132,7 +145,7 @@ class Conductor(ABC):
                 told = ", ".join(f"{c}: {kind}" for kind, c in sorted(kinds.items()))
                 raise ConfigError(f"the clients use different {what} ({told}); all have to use the same")
         for c, j in sorted(joined.items()):
-            for capability in sorted(self.method.needs):
+            for capability in sorted(self.needs):
                 if not satisfies(j.capabilities, capability):
                     whose = f"that of client {c!r}, {j.fm},"
                     raise CapabilityError(lacking(f"method {self.method.name!r}", capability, whose, j.capabilities))
@@ -191,7 +204,9 @@ class Conductor(ABC):
             raise RunError(f"method {self.method.name!r} came to an end without a reading: it has to end with conclude")
         reading = self._readings[-1][0]
         prompts = {c: reading.of(c).prompt for c in federation.clients}
-        stack = await server.drive(fit_stack(prompts), "tuning", 0)
+        stack = (1.0, 0.0)
+        if federation.labels:
+            stack = await server.drive(fit_stack(prompts), "tuning", 0)
         offered = await server.drive(offers(federation, reading), "tuning", 0)
         self._choices = await server.drive(adopt(prompts, stack, offered), "tuning", 0)
         self._save(prompt)
@@ -227,7 +242,7 @@ class Conductor(ABC):
         stack: tuple[float, float],
         n_test: Mapping[str, int],
     ) -> None:
-        for arm in TUNED_ARMS:
+        for arm in TUNED_ARMS if self.task.labels else ANSWER_ARMS:
             tasks = self._tasks(arm, reading, offered, stack=stack if arm == "fm_dm" else ())
             await self._measure_each(server, tasks, n_test, "evaluation")
 
@@ -236,7 +251,7 @@ class Conductor(ABC):
         alone, each under the clients' own calibration and under the pooled one, and as each client would choose."""
         for reading, _ in self._readings if self.config.budget.milestones else ():
             offered = await server.drive(offers(federation, reading), "evaluation", 0)
-            for arm in ("fm", "fm_pooled", "fm_single", "fm_single_pooled", "fm_personal"):
+            for arm in READ_ARMS if self.task.labels else ANSWER_ARMS:
                 tasks = self._tasks(arm, reading, offered, at=f"@{reading.milestone}")
                 await self._measure_each(server, tasks, n_test, "evaluation")
 
@@ -265,11 +280,10 @@ class Conductor(ABC):
         self, server: Server, tasks: Mapping[str, Evaluate], n_test: Mapping[str, int], phase: Any = "baselines"
     ) -> None:
         arm = next(iter(tasks.values())).arm
-        measured = await server.drive(evaluate(tasks, n_test), phase, 10**9)
+        measured = await server.drive(evaluate(tasks, n_test, self._metrics), phase, 10**9)
         self._arms.setdefault(arm, {}).update(measured)
-        self.events.add(
-            "arm", {"arm": arm, PRIMARY: float(np.mean([e.values[PRIMARY] for e in self._arms[arm].values()]))}
-        )
+        mean = float(np.mean([e.values[self._primary] for e in self._arms[arm].values()]))
+        self.events.add("arm", {"arm": arm, "metric": self._primary, self._primary: mean})
 
     async def _baselines(self, federation: Federation, n_test: Mapping[str, int]) -> None:
         for name in self.config.evaluation.baselines:
@@ -281,9 +295,13 @@ class Conductor(ABC):
             if name == "zero_shot":
                 await self._measure(server, name, _raw(federation, zero_shot_prompt(federation)), n_test)
             elif name == "manual_few_shot":
+                if not federation.labels:  # nothing to calibrate
+                    by_hand = manual_prompt(federation, self.config.evaluation.manual_prompt)
+                    await self._measure(server, name, _raw(federation, by_hand), n_test)
+                    continue
                 n_calls = sum(min(MANUAL_CALIBRATION_TEXTS, n) for n in federation.clients.values())
-                by_hand = ManualFewShot(prompt=self.config.evaluation.manual_prompt)
-                tuned = await self.tune(server, by_hand, unread(federation, max_fm_calls=n_calls), "baselines")
+                method = ManualFewShot(prompt=self.config.evaluation.manual_prompt)
+                tuned = await self.tune(server, method, unread(federation, max_fm_calls=n_calls), "baselines")
                 as_it_is = _raw(federation, replace(tuned.prompts[0], readout=()))
                 await self._measure(server, name, as_it_is, n_test)
                 await self._measure(server, f"{name}_calibrated", tuned, n_test)
@@ -390,7 +408,7 @@ class Conductor(ABC):
             "labels": list(self.task.labels),
             "prompt_id": prompt.prompt_id,
             "stack": {"fm": round(stack[0], 4), "dm": round(stack[1], 4)},
-            "primary_metric": PRIMARY,
+            "primary_metric": self._primary,
             "metrics": summarise(arms := {a: m for a, m in self._arms.items() if "@" not in a}),
             "calls_per_prediction": {
                 arm: float(np.mean([e.calls_per_prediction for e in by_client.values()]))

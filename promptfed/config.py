@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from promptfed.errors import ConfigError
+from promptfed.types import TaskKind
 
 
 class _Section(BaseModel):
@@ -47,9 +48,10 @@ class Partition(_Section):
 
 
 class Task(_Section):
-    """``[task]``: what is asked of the foundation model."""
+    """``[task]``: what is asked of the foundation model. ``generation`` is of short answers, which stand in the label
+    column; it has no labels and no words for them."""
 
-    kind: Literal["classification"] = "classification"
+    kind: TaskKind = "classification"
     labels: tuple[str, ...] = ()
     instruction: str = ""
     verbalizer: dict[str, str] = {}
@@ -174,7 +176,7 @@ class Config(_Section):
                 "with [network] each client names its FM and encoder (promptfed client --fm, --encoder): "
                 "leave out [fm] and [encoder]"
             )
-        if not self.task.labels:
+        if not self.task.labels and self.task.kind == "classification":
             raise ValueError("with [network] task.labels has to say which labels there are, in their order")
         for key, named in (("method.name", [self.method.name]), ("evaluation.baselines", self.evaluation.baselines)):
             if "centralised" in named:
@@ -188,8 +190,27 @@ class Config(_Section):
         return self
 
     def _check_labels(self) -> None:
+        if self.task.kind == "generation":
+            self._check_generation()
+            return
         if len(set(self.task.labels)) != len(self.task.labels) or len(self.task.labels) == 1:
             raise ValueError("task.labels must be two or more different labels")
+
+    def _check_generation(self) -> None:
+        """What goes with labels only is refused."""
+        if self.task.labels or self.task.verbalizer:
+            raise ValueError(
+                "task.kind = 'generation' has answers in place of labels: leave out task.labels and task.verbalizer"
+            )
+        if self.partition is not None:
+            raise ValueError("[partition] deals texts out by label, and task.kind = 'generation' has none")
+        if "dm_fedavg" in self.evaluation.baselines:
+            raise ValueError("evaluation.baselines has dm_fedavg: with task.kind = 'generation' no small model answers")
+        if "manual_few_shot" in self.evaluation.baselines and self.evaluation.manual_prompt is None:
+            raise ValueError(
+                "evaluation.baselines has manual_few_shot, but there is no hand-written prompt for task.kind = "
+                "'generation'; give one in evaluation.manual_prompt, or set evaluation.baselines = [\"zero_shot\"]"
+            )
 
 
 def load_config(source: Path | Mapping[str, Any] | Config, overrides: Sequence[str] = ()) -> Config:

@@ -101,7 +101,8 @@ class _RunProgress:
                 f"{event['n_candidates']} prompts on {event['n_texts']} texts: best score {event['best_score']:.3f}"
             )
         elif kind == "arm":
-            self._line(f"{event['arm']}: accuracy {event['accuracy']:.3f} on held-out text")
+            metric = event["metric"]
+            self._line(f"{event['arm']}: {metric} {event[metric]:.3f} on held-out text")
         elif kind == "end":
             self._progress.update(self._task, description="done")
 

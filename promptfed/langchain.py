@@ -205,8 +205,11 @@ def classifier(
 
     ``fm`` is a model or its address; ``calibration`` is a client's own, and the pooled one is the default. It costs one
     FM call a text and prompt, and ``batch`` asks for all of them at once. A text that the FM failed on has ``label``
-    None, as in `PromptSet.predict`. Raises `CapabilityError` for a model that can't score labels.
+    None, as in `PromptSet.predict`. Raises `CapabilityError` for a model that can't score labels, and `ConfigError` for
+    prompts that generate.
     """
+    if not prompt_set.labels:
+        raise ConfigError("classifier needs prompts with labels; those that generate are for prompt_template")
     model = model_of(fm)
     model.require(Capability.LABEL_CHOICE, "classifier")
     return _Classifier(prompt_set, model, calibration)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from promptfed.fm.cache import CachedFM
 from promptfed.fm.prices import Priced, PriceFile
 from promptfed.plugins import FMS, METHODS, find, make_method, names
 from promptfed.strategies.base import Strategy
+from promptfed.types import TaskKind
 
 __all__ = ["FMS", "METHODS", "describe_method", "load_fm", "load_method", "model_of", "names"]
 
@@ -37,6 +39,7 @@ def describe_method(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "needs": sorted(method.needs),
+        "kinds": sorted(card.kinds),
         "privacy_unit": card.privacy_unit,
         "reads_text": card.reads_text,
         "paper": card.paper,
@@ -44,6 +47,16 @@ def describe_method(name: str) -> dict[str, Any]:
         "crosses": card.crosses,
         "options": options,
     }
+
+
+def methods_for(kind: TaskKind) -> list[str]:
+    """The methods that can do tasks of ``kind``; one that can't be loaded here is left out."""
+    out = []
+    for name in names(METHODS):
+        with suppress(ImportError, AttributeError):
+            if kind in load_method(name).card.kinds:
+                out.append(name)
+    return out
 
 
 def load_fm(address: str, *, prices: Path | None = None, cache: Path | None = None) -> BaseFM:

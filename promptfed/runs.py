@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluators.answers import PRIMARY as ANSWER_PRIMARY
 from evaluators.compare import Comparison, compare
 from promptfed.errors import DataError
 from promptfed.prompts.artefact import PromptSet
@@ -49,7 +50,8 @@ def read_about(prompt: Path) -> dict[str, Any]:
 
 
 def correctness(folders: Sequence[Path], arm: str) -> dict[str, FloatArray]:
-    """1 where ``arm`` was right, by client, shape (n_runs, n_texts), texts sorted by their hash.
+    """1 where ``arm`` was right, by client, shape (n_runs, n_texts), texts sorted by their hash; of written answers the
+    token F1.
 
     The runs (seeds) must have been measured on the same texts.
     """
@@ -67,7 +69,10 @@ def correctness(folders: Sequence[Path], arm: str) -> dict[str, FloatArray]:
             ids = [record["texts"][i] for i in order]
             if texts.setdefault(client, ids) != ids:
                 raise DataError(f"{folder}: client {client!r} was measured on other texts than in the runs before it")
-            right = np.array(record["proba"]).argmax(axis=1) == np.array(record["labels"])
+            if ANSWER_PRIMARY in record:
+                right = np.array(record[ANSWER_PRIMARY])
+            else:
+                right = np.array(record["proba"]).argmax(axis=1) == np.array(record["labels"])
             stacked.setdefault(client, []).append(right[order].astype(np.float64))
     return {client: np.stack(rows) for client, rows in stacked.items()}
 
@@ -79,7 +84,8 @@ def compare_runs(
     arm_b: str | None = None,
     clients: Collection[str] | None = None,
 ) -> Comparison:
-    """Accuracy of ``arm_a`` in runs ``a`` against ``arm_b`` in runs ``b``, paired by text; seeds averaged per text.
+    """Accuracy of ``arm_a`` in runs ``a`` against ``arm_b`` in runs ``b`` (of written answers the token F1), paired by
+    text; seeds averaged per text.
 
     ``clients``: only these, where some missed the round that measured an arm.
     """

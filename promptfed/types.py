@@ -8,13 +8,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+# What is asked of the foundation model: one of several labels, or a short answer in its own words.
+TaskKind = Literal["classification", "generation"]
 
 
 class Capability(enum.StrEnum):
@@ -152,10 +154,15 @@ class FoundationModel(Protocol):
 
 
 class LabelScorer(Protocol):
-    """What `PromptSet.predict` needs of a foundation model: every `promptfed.load_fm` model has it."""
+    """What `PromptSet.predict` needs of a foundation model: every `promptfed.load_fm` model has it. Prompts with label
+    words need the first, prompts that generate the second."""
 
     def score_labels(self, prompt: Any, texts: Sequence[str]) -> np.ma.MaskedArray[Any, Any]:
         """Log-probabilities (n, n_labels) of a template's label words; failed rows are masked."""
+        ...
+
+    def write_answers(self, prompt: Any, texts: Sequence[str]) -> list[str | None]:
+        """What is written behind a template without label words; None where the model failed."""
         ...
 
 

@@ -145,6 +145,11 @@ def client_data(client_id: str, n_train: int = 20, n_test: int = 10, seed: int =
     )
 
 
+def topic_data(client_id: str, n_train: int = 20, n_test: int = 10, seed: int = 0, **_: Any) -> ClientData:
+    """One client's made-up notes on six topics."""
+    return ClientData(client_id=client_id, train=topic_texts(n_train, seed), test=topic_texts(n_test, seed))
+
+
 @dataclass
 class Bench:
     """A whole federation in this process, on a foundation model without weights."""
@@ -159,8 +164,6 @@ class Bench:
     def federation(self, **changes: Any) -> Federation:
         values: dict[str, Any] = {
             "clients": {c: len(client.data.train) for c, client in sorted(self.clients.items())},
-            "labels": LABELS,
-            "words": LABELS,
             "instruction": "Is the review negative or positive?",
             "public": public_texts(),
             "max_fm_calls": 1000,
@@ -187,27 +190,29 @@ def bench(
     wrap: Callable[[InProcessTransport], Any] = lambda transport: transport,
     folder: Path | None = None,
     topics: bool = False,
+    labels: tuple[str, ...] = LABELS,
+    data: Callable[..., ClientData] = client_data,
     **options: Any,
 ) -> Bench:
     """``n_clients`` clients with ``n_train`` texts each, a server and books. ``wrap`` may put a fault on the wire;
-    under ``folder`` each client keeps its journal and history. ``topics``: six labels, unevenly dealt."""
-    labels = TOPICS if topics else LABELS
+    under ``folder`` each client keeps its journal and history. ``data`` makes a client's texts; ``topics``: texts of
+    six labels, unevenly dealt."""
     if topics:
+        labels, data = TOPICS, topic_data
         task = {"labels": TOPICS, "words": TOPICS, "public": public_topic_texts(), "instruction": "What is the topic?"}
         options = {**task, **options}
     counting = CountingFM(fm or ScriptedFM())
     ledger, events = Ledger(), EventLog()
     clients = {}
     for c in range(n_clients):
-        data = client_data(f"client{c}", n_train, n_test, seed=c, n_words=n_words)
-        if topics:
-            data = replace(data, train=topic_texts(n_train, c), test=topic_texts(n_test, c))
-        own = folder / data.client_id if folder else None
+        mine = data(f"client{c}", n_train, n_test, seed=c, n_words=n_words)
+        own = folder / mine.client_id if folder else None
         source: BaseFM = RecordingFM(counting, own / "journal.jsonl") if own else counting
-        clients[data.client_id] = Client(
-            data, labels, source, WordEncoder(), seed=1, folder=own, noise_key=simulated_key(1, data.client_id)
+        clients[mine.client_id] = Client(
+            mine, labels, source, WordEncoder(), seed=1, folder=own, noise_key=simulated_key(1, mine.client_id)
         )
     server = Server(wrap(InProcessTransport(clients)), ledger, events, checkpoint)
+    options = {"labels": labels, "words": labels, **options}
     return Bench(clients=clients, server=server, ledger=ledger, events=events, fm=counting, options=options)
 
 

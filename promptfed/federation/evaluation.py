@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -74,17 +74,17 @@ def offers(federation: Federation, reading: Reading) -> Steps[dict[str, Offer]]:
     """
     prompts = reading.finalists
     sets = candidate_sets(len(prompts), federation.max_prompts)
-    if len(sets) < 2:
+    if len(sets) < 2 or not federation.labels:
         return {}
     stops = {c: reading.of(c).stop for c in federation.clients}
     shape = (len(prompts), len(federation.labels))
     replies = yield Round(name="ask", tasks=dict.fromkeys(stops, Ask(prompts=prompts, stop=None)))
-    sums = picked(replies, MomentSums, lambda b: len(b.total) == len(b.squares) == shape[0] * shape[1])
+    sums = picked(replies, MomentSums, lambda b: (len(b.total), len(b.squares)) == (shape[0] * shape[1], shape[0]))
     if not (n := sum(b.n for b in sums.values())):
         return {}
     total = np.sum([np.reshape(b.total, shape) for b in sums.values()], axis=0)
-    squares = np.sum([np.reshape(b.squares, shape) for b in sums.values()], axis=0)
-    pooled = [prior(n, of[None], sq[None]) for of, sq in zip(total, squares, strict=True)]
+    squares = np.sum([b.squares for b in sums.values()], axis=0)
+    pooled = [prior(n, of[None], np.array([sq])) for of, sq in zip(total, squares, strict=True)]
     weights, bias = tuple(c.weights[0] for c in pooled), tuple(b for c in pooled for b in c.bias)
     tasks = {
         c: Score(prompts=prompts, sets=tuple(sets), stop=stop, weights=weights, bias=bias) for c, stop in stops.items()
@@ -122,8 +122,10 @@ def fedavg_heads(clients: Sequence[str]) -> Steps[tuple[float, ...]]:
     return head
 
 
-def evaluate(tasks: Mapping[str, Evaluate], n_test: Mapping[str, int]) -> Steps[dict[str, Evaluated]]:
-    """Measure one arm, by client; clients without held-out texts are left out."""
+def evaluate(
+    tasks: Mapping[str, Evaluate], n_test: Mapping[str, int], metrics: Collection[str] = METRICS
+) -> Steps[dict[str, Evaluated]]:
+    """Measure one arm, by client; clients without held-out texts are left out, and replies without ``metrics``."""
     asked = {c: t for c, t in tasks.items() if n_test.get(c, 0)}
     if not asked:
         return {}
@@ -136,7 +138,7 @@ def evaluate(tasks: Mapping[str, Evaluate], n_test: Mapping[str, int]) -> Steps[
     return {
         c: r.body
         for c, r in replies.items()
-        if isinstance(r.body, Evaluated) and r.body.values.keys() == r.body.errors.keys() == METRICS.keys()
+        if isinstance(r.body, Evaluated) and r.body.values.keys() == r.body.errors.keys() == set(metrics)
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from promptfed.errors import CapabilityError
+from promptfed.errors import CapabilityError, ConfigError
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import Capability, FMRequest, FMResponse, SoftSpace, satisfies
 
@@ -72,6 +72,8 @@ class BaseFM(ABC):
         self.require(Capability.LABEL_CHOICE, "score_labels")
         if isinstance(prompt, str):
             prompt = PromptTemplate(text=prompt, words=tuple(labels or ()))
+        if not prompt.words:
+            raise ConfigError("score_labels needs label words; a prompt without them is for write_answers")
         answers = await self.complete(prompt.requests(texts))
         return prompt.label_scores(answers)
 
@@ -80,6 +82,17 @@ class BaseFM(ABC):
     ) -> np.ma.MaskedArray[Any, Any]:
         """`ascore_labels`, blocking. Works inside a running event loop (a notebook) too."""
         return run_sync(self.ascore_labels(prompt, texts, labels))
+
+    async def awrite_answers(self, prompt: PromptTemplate, texts: Sequence[str]) -> list[str | None]:
+        """What this model answers to each text behind ``prompt``, which has no label words; None where it failed."""
+        self.require(Capability.TEXT, "write_answers")
+        if prompt.words:
+            raise ConfigError("write_answers needs a prompt without label words; one with them is for score_labels")
+        return prompt.answers(await self.complete(prompt.requests(texts)))
+
+    def write_answers(self, prompt: PromptTemplate, texts: Sequence[str]) -> list[str | None]:
+        """`awrite_answers`, blocking."""
+        return run_sync(self.awrite_answers(prompt, texts))
 
 
 class WrappedFM(BaseFM):

@@ -36,7 +36,7 @@ class Message:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join(Message):
     """Say how many texts you hold and which labels occur. ``labels`` are the task's, in the order that counts from now
-    on; ``seed`` is the run's."""
+    on, or none where the task is generation; ``seed`` is the run's."""
 
     labels: tuple[str, ...]
     seed: Count
@@ -69,7 +69,8 @@ class Vote(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask(Message):
-    """Ask the FM for the label scores of ``prompts`` on your texts [0, stop), and send their moments.
+    """Ask the FM for the label scores of ``prompts`` on your texts [0, stop), and send their moments: none of prompts
+    that generate.
 
     Texts are numbered in the client's own shuffled order. What the client has already is not asked for again. Without
     ``stop`` nothing is asked: the moments are over the texts that all ``prompts`` were scored on before.

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from promptfed.errors import DataError, PromptfedError
 from promptfed.files import write_whole
+from promptfed.prompts.answers import vote
 from promptfed.prompts.calibration import Calibration
 from promptfed.prompts.template import PromptTemplate, content_hash
 from promptfed.types import LabelScorer
@@ -22,17 +23,20 @@ SCHEMA_VERSION = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """The most probable label and all label probabilities. ``label`` is None where the FM failed."""
+    """The most probable label and all label probabilities; of prompts that generate, ``answer`` alone. What the FM
+    failed on has neither."""
 
-    label: str | None
+    label: str | None = None
     proba: dict[str, float]
+    answer: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSet:
     """``logits = sum_j weights[j] * centred label scores of prompts[j] + bias``, in the order of ``labels``.
 
-    The prompt that is best by itself comes first.
+    The prompt that is best by itself comes first. Prompts that generate have no labels and no bias: the answer is what
+    most of ``weights`` is behind (`promptfed.prompts.answers.vote`).
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic where a message carries this)
@@ -70,8 +74,13 @@ class PromptSet:
     ) -> list[Prediction]:
         """One `Prediction` a text. ``calibration`` is a client's own; the pooled one is the default.
 
-        Costs one FM call a text and prompt. A text that the FM failed on has ``label`` None.
+        Costs one FM call a text and prompt. A text that the FM failed on has ``label`` and ``answer`` None.
         """
+        if not self.labels:
+            if calibration is not None:
+                raise DataError("prompts that generate answers have no calibration")
+            said = zip(*(fm.write_answers(p, texts) for p in self.prompts), strict=True)
+            return [Prediction(proba={}, answer=vote(answers, self.weights)) for answers in said]
         return self.predict_from([fm.score_labels(p, texts) for p in self.prompts], calibration)
 
     def predict_from(

@@ -74,7 +74,9 @@ class NewtonSums:
 
 
 def centre(scores: FloatArray) -> FloatArray:
-    """Subtract each source's mean over labels. Shape (n, J, K) in and out."""
+    """Subtract each source's mean over labels. Shape (n, J, K) in and out; nothing to do without labels."""
+    if not scores.shape[2]:
+        return scores
     return np.asarray(scores - scores.mean(axis=2, keepdims=True))
 
 
@@ -85,8 +87,13 @@ def moments(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def prior(n: int, total: FloatArray, squares: FloatArray) -> Calibration:
-    """Batch calibration: standardise each source, weigh all alike. ``total`` (J, K), ``squares`` (J,): `moments`."""
+    """Batch calibration: standardise each source, weigh all alike. ``total`` (J, K), ``squares`` (J,): `moments`.
+
+    Without labels (K = 0) there is nothing to standardise: each of J prompts has a vote of 1/J.
+    """
     n_sources, n_labels = total.shape
+    if not n_labels:
+        return Calibration(weights=(1.0 / n_sources,) * n_sources, bias=())
     if n == 0:
         return Calibration(weights=(PRIOR_SHARPNESS / n_sources,) * n_sources, bias=(0.0,) * n_labels)
     mean = total / n
@@ -101,6 +108,8 @@ def log_prior(labels: IntArray, n_labels: int) -> FloatArray:
     Under label shift a client's best bias is the bias for balanced labels plus this (Saerens et al., Neural Computation
     2002, eq. 2.4). Clients add it on their side, so pooled biases are for balanced labels and proportions stay at home.
     """
+    if not n_labels:
+        return np.zeros(0)
     counts = np.bincount(labels, minlength=n_labels) + 1.0
     logs = np.log(counts / counts.sum())
     return np.asarray(logs - logs.mean())

@@ -1,8 +1,9 @@
-"""How classification prompts are put together, taken apart and recombined.
+"""How prompts are put together, taken apart and recombined.
 
 A `Draft` is a prompt before it is text: an instruction, two field names, exemplars and label words. None of the
 building blocks here knows a task: task words come from the person's instruction, from the labels, and from what the
-foundation model writes and the clients' domain models vote for (`Materials`).
+foundation model writes and the clients' domain models vote for (`Materials`). A prompt that generates has no label
+words, and its exemplars are pairs of a text and its answer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from promptfed.prompts.template import SLOT, PromptTemplate
 
 T = TypeVar("T")
 
+MAX_PAIRS = 4
 FIELDS: tuple[tuple[str, str], ...] = (
     ("Text", "Label"),
     ("Text", "Answer"),
@@ -35,18 +37,21 @@ FRAMES: tuple[str, ...] = ("It was", "This is", "It is about")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
     """One candidate. ``exemplars`` are (text, label index) in the order in which they stand in the prompt; ``words``
-    are shown in them, and ``readout[k]``, if there are any, are further words that the score of label k is read off."""
+    are shown in them, and ``readout[k]``, if there are any, are further words that the score of label k is read off.
+    Without label words, ``pairs`` of (text, answer) stand where exemplars do."""
 
     instruction: str
     fields: tuple[str, str]
     exemplars: tuple[tuple[str, int], ...]
     words: tuple[str, ...]
     readout: tuple[tuple[str, ...], ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
 
     def template(self) -> PromptTemplate:
         source, target = self.fields
         blocks = [self.instruction] if self.instruction else []
-        blocks += [f"{source}: {text}\n{target}: {self.words[label]}" for text, label in self.exemplars]
+        shown = [*((text, self.words[label]) for text, label in self.exemplars), *self.pairs]
+        blocks += [f"{source}: {text}\n{target}: {answer}" for text, answer in shown]
         blocks.append(f"{source}: {SLOT}\n{target}:")
         synonyms = tuple(tuple(w for w in mine if w not in self.words) for mine in self.readout)
         return PromptTemplate(text="\n\n".join(blocks), words=self.words, synonyms=synonyms)
@@ -56,13 +61,14 @@ class Draft:
 class Materials:
     """What drafts are made of. ``exemplars[k]`` are texts of label k, best first, and may be none; ``words`` are the
     given label words, ``other_words[k]`` more words for label k, best first, which may be none too. No word stands for
-    two labels."""
+    two labels. ``pairs`` of (text, answer), best first, are for prompts that generate."""
 
     instructions: tuple[str, ...]
     fields: tuple[tuple[str, str], ...]
     exemplars: tuple[tuple[str, ...], ...]
     words: tuple[str, ...]
     other_words: tuple[tuple[str, ...], ...]
+    pairs: tuple[tuple[str, str], ...] = ()
 
     def draw_readout(self, rng: np.random.Generator) -> tuple[tuple[str, ...], ...]:
         """All words of each label, which mostly tell more than one; now and then none but those that are shown."""
@@ -74,6 +80,13 @@ class Materials:
         if rng.random() < 0.5 or not all(self.other_words):
             return self.words
         return tuple(_pick(options, rng) for options in self.other_words)
+
+    def draw_pairs(self, rng: np.random.Generator) -> tuple[tuple[str, str], ...]:
+        """Up to `MAX_PAIRS` of the pairs, in random order: more show better what is asked for, but cost tokens."""
+        if not self.pairs:
+            return ()
+        n = int(rng.integers(1, min(MAX_PAIRS, len(self.pairs)) + 1))
+        return tuple(self.pairs[i] for i in rng.permutation(len(self.pairs))[:n])
 
 
 def named_fields(instruction: str) -> tuple[tuple[str, str], ...]:
@@ -98,6 +111,7 @@ def random_draft(materials: Materials, rng: np.random.Generator) -> Draft:
         exemplars=tuple(exemplars[i] for i in rng.permutation(len(exemplars))),
         words=materials.draw_words(rng),
         readout=materials.draw_readout(rng),
+        pairs=materials.draw_pairs(rng),
     )
 
 
@@ -110,6 +124,7 @@ def crossover(a: Draft, b: Draft, rng: np.random.Generator) -> Draft:
         exemplars=first.exemplars,
         words=_pick((a.words, b.words), rng),
         readout=_pick((a.readout, b.readout), rng),
+        pairs=_mixed(first.pairs, second.pairs, rng),
     )
     for label in sorted({label for _, label in first.exemplars}):
         theirs = [e for e in second.exemplars if e[1] == label]
@@ -121,6 +136,8 @@ def crossover(a: Draft, b: Draft, rng: np.random.Generator) -> Draft:
 def edit(draft: Draft, materials: Materials, rng: np.random.Generator) -> Draft:
     """Change one part: an exemplar (half of the time), the order, the fields, the instruction or the words."""
     choice = rng.choice(["exemplar", "order", "fields", "instruction", "words"], p=[0.5, 0.15, 0.15, 0.1, 0.1])
+    if choice == "exemplar" and materials.pairs:
+        return replace(draft, pairs=_edited(draft.pairs, materials.pairs, rng))
     if choice == "exemplar" and draft.exemplars:
         place = int(rng.integers(len(draft.exemplars)))
         label = draft.exemplars[place][1]
@@ -135,14 +152,17 @@ def edit(draft: Draft, materials: Materials, rng: np.random.Generator) -> Draft:
         return replace(draft, instruction=_pick(materials.instructions, rng))
     if choice == "words":
         return replace(draft, words=materials.draw_words(rng), readout=materials.draw_readout(rng))
-    order = rng.permutation(len(draft.exemplars))
+    order = rng.permutation(len(draft.exemplars or draft.pairs))
+    if draft.pairs:
+        return replace(draft, pairs=tuple(draft.pairs[i] for i in order))
     return replace(draft, exemplars=tuple(draft.exemplars[i] for i in order))
 
 
 def similarity(a: Draft, b: Draft) -> float:
     """How alike two drafts answer, in [0, 1]: label words count for half, as prompts with other label words make other
     mistakes; fields and overlapping exemplars count for a quarter each."""
-    both, either = set(a.exemplars) & set(b.exemplars), set(a.exemplars) | set(b.exemplars)
+    mine, theirs = {*a.exemplars, *a.pairs}, {*b.exemplars, *b.pairs}
+    both, either = mine & theirs, mine | theirs
     overlap = len(both) / len(either) if either else 1.0
     return 0.5 * (a.words == b.words) + 0.25 * (a.fields == b.fields) + 0.25 * overlap
 
@@ -156,6 +176,26 @@ def _replace_label(draft: Draft, label: int, theirs: Sequence[tuple[str, int]]) 
         elif queue:
             kept.append(queue.pop(0))
     return replace(draft, exemplars=tuple(kept))
+
+
+def _mixed(
+    first: tuple[tuple[str, str], ...], second: tuple[tuple[str, str], ...], rng: np.random.Generator
+) -> tuple[tuple[str, str], ...]:
+    """Pairs place by place from one of two parents, none of them twice; as many as the first has, or fewer."""
+    chosen = (_pick((mine, *second[i : i + 1]), rng) for i, mine in enumerate(first))
+    return tuple(dict.fromkeys(chosen))
+
+
+def _edited(
+    pairs: tuple[tuple[str, str], ...], known: tuple[tuple[str, str], ...], rng: np.random.Generator
+) -> tuple[tuple[str, str], ...]:
+    """Another pair at one place, one more at the end, or one fewer."""
+    fresh = [pair for pair in known if pair not in pairs]
+    place = int(rng.integers(len(pairs) + 1))
+    if not fresh or (pairs and rng.random() < 0.25):
+        return (*pairs[:place], *pairs[place + 1 :])
+    changed = (*pairs[:place], _pick(fresh, rng), *pairs[place + 1 :])
+    return changed[:MAX_PAIRS]
 
 
 def _pick(options: Sequence[T], rng: np.random.Generator) -> T:

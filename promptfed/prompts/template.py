@@ -7,6 +7,9 @@ adapter's affair.
 A label may be read off several words at once: its score is then the mean of their log-probabilities, or their sum with
 weights that were learned (``readout``), as in the knowledgeable verbalizers of Hu et al. (ACL 2022, arXiv 2108.02035).
 All words come with one answer, so this costs no FM call.
+
+A prompt without label words is one that generates: the foundation model goes on in its own words, and its first line is
+the answer.
 """
 
 from __future__ import annotations
@@ -22,9 +25,12 @@ import numpy as np
 from scipy.special import log_softmax
 
 from promptfed.errors import ConfigError
-from promptfed.types import FloatArray, FMResponse, IntArray, LabelRequest, SoftPrompt
+from promptfed.prompts.answers import first_line
+from promptfed.types import FloatArray, FMRequest, FMResponse, IntArray, LabelRequest, SoftPrompt, TextRequest
 
 SLOT = "{text}"
+# A short answer is at most so many tokens: a date or an order number may take a dozen.
+ANSWER_TOKENS = 24
 
 
 def content_hash(value: object, length: int = 12) -> str:
@@ -37,7 +43,7 @@ def content_hash(value: object, length: int = 12) -> str:
 class PromptTemplate:
     """``text`` with exactly one slot; ``words[k]`` and, if there are any, ``synonyms[k]`` stand for label k after
     ``separator``. ``readout`` has a weight for each word in the order of `by_label`; without, a label's count alike.
-    ``soft`` stands before the text, at a model that takes soft prompts."""
+    Without ``words`` the prompt generates. ``soft`` stands before the text, at a model that takes soft prompts."""
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (read by pydantic where a message carries this)
 
@@ -51,8 +57,8 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         if (found := self.text.count(SLOT)) != 1:
             raise ConfigError(f"a prompt needs the slot {SLOT} exactly once; found {found} times")
-        if len(self.words) < 2:
-            raise ConfigError(f"a prompt needs at least two label words; got {len(self.words)}")
+        if len(self.words) == 1:
+            raise ConfigError("a prompt needs at least two label words, or none for one that generates; got 1")
         if self.synonyms and len(self.synonyms) != len(self.words):
             raise ConfigError(f"synonyms are for {len(self.synonyms)} labels, the label words for {len(self.words)}")
         every = [word for words in self.by_label for word in words]
@@ -75,9 +81,14 @@ class PromptTemplate:
         """Content hash of what the FM is asked: ``readout`` has no part in it."""
         return _prompt_id(self.text, self.by_label, self.separator, self.soft)
 
-    def requests(self, texts: Sequence[str]) -> list[LabelRequest]:
-        """One request a text. White space that ends the prefix goes with the text, where tokenizers expect it."""
+    def requests(self, texts: Sequence[str]) -> list[FMRequest]:
+        """One request a text: `LabelRequest`s, or greedy `TextRequest`s of one line where there are no label words.
+
+        White space that ends a label request's prefix goes with the text, where tokenizers expect it.
+        """
         before, after = self.text.split(SLOT)
+        if not self.words:
+            return [*self.text_requests(texts)]
         prefix = before.rstrip(" ")
         space = before[len(prefix) :]
         labels = tuple(self.separator + word for words in self.by_label for word in words)
@@ -86,10 +97,19 @@ class PromptTemplate:
             for text in texts
         ]
 
+    def text_requests(self, texts: Sequence[str]) -> list[TextRequest]:
+        """`requests` of a prompt that generates."""
+        before, after = self.text.split(SLOT)
+        return [TextRequest(prompt=before + text + after, max_tokens=ANSWER_TOKENS, soft=self.soft) for text in texts]
+
     @property
     def word_labels(self) -> IntArray:
         """The label of each word, in the order of `by_label`."""
         return np.repeat(np.arange(len(self.words)), [len(words) for words in self.by_label])
+
+    def answers(self, responses: Sequence[FMResponse]) -> list[str | None]:
+        """Of a prompt that generates: the first line of what was written, stripped; None where the FM failed."""
+        return [None if response.text is None else first_line(response.text) for response in responses]
 
     def label_scores(self, answers: Sequence[FMResponse]) -> np.ma.MaskedArray[Any, Any]:
         """Log-probabilities (n, n_labels), normalised over the labels, of what `requests` were answered.

@@ -44,6 +44,8 @@ NAMES = {
     "local_only": "each client alone",
     "centralised": "all texts together",
 }
+# Metrics by another name than their own.
+METRIC_NAMES = {"token_f1": "token F1", "exact_match": "exact match"}
 # What a run ships, not what it is compared with.
 OWN_ARMS = ("fm", "fm_pooled", "fm_single", "fm_single_pooled", "fm_personal", "fm_dm")
 CLIENT_ARMS = ("fm", "fm_dm", "dm_local", "manual_few_shot", "zero_shot")
@@ -214,7 +216,7 @@ def build_report(folder: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "points": points, "bytes": human_bytes, "seconds": human_seconds}
-    environment.filters["short"] = name_of
+    environment.filters |= {"short": name_of, "headed": headed}
     page = environment.get_template("report.html").render(view(run))
     path = folder / "report.html"
     # A model may write half a character; the page then shows a question mark.
@@ -285,6 +287,8 @@ def view(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "summary": summary,
+        "generates": not summary.labels,
+        "primary": METRIC_NAMES.get(summary.primary_metric, summary.primary_metric),
         "max_pictures": MAX_PICTURES,
         "client_arms": [arm for arm in CLIENT_ARMS if arm in summary.arms],
         **headline(summary),
@@ -303,6 +307,11 @@ def view(run: Run) -> dict[str, Any]:
 def name_of(arm: str) -> str:
     """Short name of an arm."""
     return NAMES.get(arm, arm)
+
+
+def headed(name: str) -> str:
+    """As a heading begins: "token F1" -> "Token F1"."""
+    return name[:1].upper() + name[1:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,13 +359,19 @@ def curves(run: Run) -> list[Markup]:
         for e in run.events
         if not isinstance(e, RoundEvent)
     ]
-    brier = run.summary.metrics.get("brier", {})
+    if run.summary.labels:
+        quantity = "1 \N{MINUS SIGN} Brier/2"
+        held_out = {arm: 1 - of.mean / 2 for arm, of in run.summary.metrics.get("brier", {}).items()}
+    else:
+        quantity = "token F1"
+        held_out = {arm: of.mean for arm, of in run.summary.metrics.get("token_f1", {}).items()}
     levels = [
-        Mark(arm=arm, name=name_of(arm), value=1 - of.mean / 2)
-        for arm, of in brier.items()
+        Mark(arm=arm, name=name_of(arm), value=value)
+        for arm, value in held_out.items()
         if arm == "fm" or arm not in OWN_ARMS
     ]
-    return [curve(found, levels, run.summary.max_fm_calls, wide=wide) for wide in (True, False)] if found else []
+    most = run.summary.max_fm_calls
+    return [curve(found, levels, most, quantity, wide=wide) for wide in (True, False)] if found else []
 
 
 def client_rows(summary: Summary) -> list[tuple[str, dict[str, Value]]]:
@@ -369,7 +384,8 @@ def client_rows(summary: Summary) -> list[tuple[str, dict[str, Value]]]:
 
 def client_pictures(summary: Summary) -> list[tuple[str, str, Markup]]:
     """(title, note, picture) for each client, or for each arm if there are many clients."""
-    quantity = f"{summary.primary_metric.capitalize()} on held-out texts (%)"
+    primary = METRIC_NAMES.get(summary.primary_metric, summary.primary_metric)
+    quantity = f"{headed(primary)} on held-out texts (%)"
     rows = client_rows(summary)
     if len(rows) > MAX_PICTURES:
         by_arm = {arm: [of[arm].value for _, of in rows if arm in of] for arm in CLIENT_ARMS if arm in summary.arms}

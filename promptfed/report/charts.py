@@ -82,8 +82,8 @@ def _apart(places: Sequence[float], gap: float, top: float, bottom: float) -> li
     return out
 
 
-def curve(points: Sequence[Point], levels: Sequence[Mark], max_calls: int, *, wide: bool) -> Markup:
-    """Best training score against FM calls, with held-out scores of arms as horizontal lines."""
+def curve(points: Sequence[Point], levels: Sequence[Mark], max_calls: int, quantity: str, *, wide: bool) -> Markup:
+    """Best training score (``quantity``) against FM calls, with held-out scores of arms as horizontal lines."""
     width, height = (900, 400) if wide else (SMALL + 6, 380)
     left, right, top, bottom = 46, width - (190 if wide else 136), 34, height - 46
     scores = [p.score for p in points] + [level.value for level in levels]
@@ -97,7 +97,7 @@ def curve(points: Sequence[Point], levels: Sequence[Mark], max_calls: int, *, wi
     def y(score: float) -> float:
         return bottom - (bottom - top) * (score - low) / (high - low)
 
-    parts = [_text(0, 14, "Score: 1 \N{MINUS SIGN} Brier/2 (1 is best)", class_="axis")]
+    parts = [_text(0, 14, f"Score: {quantity} (1 is best)", class_="axis")]
     for step in _steps(low, high, 6):
         parts += [_line(left, y(step), right, y(step), "grid"), _text(left - 6, y(step) + 4, f"{step:.3g}", "end")]
     for step in _steps(0, most, 6 if wide else 3):

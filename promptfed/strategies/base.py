@@ -35,7 +35,7 @@ import numpy as np
 from promptfed.messages import Reply, TaskBody
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
-from promptfed.types import Capability, SoftSpace
+from promptfed.types import Capability, SoftSpace, TaskKind, satisfies
 
 # Times that a round is sent whose answers hold nothing.
 MAX_TRIES = 3
@@ -89,6 +89,9 @@ class Reading:
 class Federation:
     """What a method may know. ``clients`` maps ids to their number of training texts; it may grow between rounds.
 
+    Without ``labels`` the task is generation: prompts have no label words (`PromptTemplate`), a score is the token F1
+    of the answer, and there are no domain models to vote and nothing to calibrate.
+
     ``milestones`` are smaller budgets, ascending, at which the run is read too: ``read`` is told.
     """
 
@@ -116,7 +119,7 @@ class Card:
 
     ``sends``: the kinds of task it sends. ``crosses``: what their replies carry, in a sentence. ``privacy_unit``: whose
     data its noise hides, if it adds any. ``reads_text``: it lives on what the FM writes of its mistakes, so it is worth
-    little with a model that follows no instructions.
+    little with a model that follows no instructions. ``kinds``: of what is asked of the FM, what it can tune for.
     """
 
     paper: str
@@ -124,6 +127,7 @@ class Card:
     crosses: str
     privacy_unit: Literal["record", "client"] | None = None
     reads_text: bool = False
+    kinds: frozenset[TaskKind] = frozenset({"classification"})
 
 
 class Strategy(Protocol):
@@ -139,6 +143,14 @@ class Strategy(Protocol):
     def card(self) -> Card: ...
 
     def run(self, federation: Federation) -> Steps[PromptSet]: ...
+
+
+def needs_of(method: Strategy, kind: TaskKind) -> frozenset[Capability]:
+    """What ``method`` needs of the FM for a task of ``kind``: where there are no labels, none are scored, but answers
+    are written."""
+    if kind == "classification":
+        return method.needs
+    return frozenset({Capability.TEXT, *(c for c in method.needs if not satisfies({Capability.LABEL_LOGPROBS}, c))})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -221,14 +221,13 @@ def side_by_side(
 
 def zero_shot_prompt(federation: Federation) -> PromptTemplate:
     """The person's instruction and an empty form: what a first try without any tuning looks like."""
-    return Draft(
-        instruction=federation.instruction, fields=("Text", "Label"), exemplars=(), words=federation.words
-    ).template()
+    fields = ("Text", "Label" if federation.labels else "Answer")
+    return Draft(instruction=federation.instruction, fields=fields, exemplars=(), words=federation.words).template()
 
 
 def manual_prompt(federation: Federation, given: str | None) -> PromptTemplate:
     """The hand-written few-shot prompt: ``given``, or the project's own for positive/negative sentiment."""
-    if given is not None:
+    if given is not None:  # as always in a task without labels
         return PromptTemplate(text=given, words=federation.words)
     index = {label: k for k, label in enumerate(federation.labels)}
     if set(index) != {"negative", "positive"}:

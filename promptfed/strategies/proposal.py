@@ -13,6 +13,7 @@ import numpy as np
 
 from promptfed.prompts.grammar import FIELDS, FRAMES, Materials, named_fields, usable_exemplar
 from promptfed.strategies.base import Federation, Steps
+from promptfed.strategies.proposal_answers import gather_pairs
 from promptfed.strategies.session import Session
 from promptfed.types import FloatArray, TextRequest
 
@@ -34,8 +35,11 @@ N_STYLE = 4
 
 
 def gather(session: Session, rng: np.random.Generator) -> Steps[Materials]:
-    """Let the FM write and the domain models vote, and sort what came out into `Materials`."""
+    """Let the FM write and the domain models vote, and sort what came out into `Materials`; in a generation task, let
+    the FM answer public texts (`gather_pairs`)."""
     federation = session.federation
+    if not federation.labels:
+        return (yield from gather_pairs(session, rng))
     max_calls = int(session.milestone * WRITE_SHARE)
     public = [t for t in federation.public if usable_exemplar(t, max_words=EXEMPLAR_WORDS)]
     if not federation.public:

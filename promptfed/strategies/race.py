@@ -13,7 +13,8 @@ they paid for. In order:
    ``max_prompts`` are weighed over all clients, and so are its prompts.
 
 A candidate's score is 1 - Brier/2 under a calibration that was cross-fitted at the client, because that, and not raw
-accuracy, is what the tuned prompt is worth after each client has calibrated it.
+accuracy, is what the tuned prompt is worth after each client has calibrated it. In a generation task it is the token F1
+of the answer, exemplars are what the FM answers to public texts (`proposal_answers`), and nobody votes or weighs words.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Race:
         paper="promptfed's own: successive halving (arXiv 1502.07943), ensemble selection (ICML 2004)",
         sends=frozenset({"write", "weigh", "vote", "ask", "score", "newton"}),
         crosses="Votes on public texts, and sums of bounded scores.",
+        kinds=frozenset({"classification", "generation"}),
     )
 
     def run(self, federation: Federation) -> Steps[PromptSet]:

@@ -358,12 +358,15 @@ class Session:
         self, prompts: Sequence[PromptTemplate], *, strength: float = 2.0, steps: int = 2
     ) -> Steps[list[PromptTemplate]]:
         """Learn over all clients how much each label word tells (`PromptTemplate.readout`), on the texts that each
-        prompt was scored on; no FM call.
+        prompt was scored on; no FM call. Prompts that generate have none, and come back as they are.
 
         A word's weight starts at its share of the prompt's own temperature, and is held there by ``strength``.
         """
         learned = []
         for prompt in prompts:
+            if not prompt.words:
+                learned.append(prompt)
+                continue
             if prompt.prompt_id not in self._pooled:
                 yield from self.ask([prompt], None)
             pooled = self._pooled[prompt.prompt_id]
@@ -384,9 +387,9 @@ class Session:
         *,
         words: bool = False,
     ) -> Steps[Calibration]:
-        """``steps`` federated Newton steps from ``start``, to which ``strength`` holds the fit."""
+        """``steps`` federated Newton steps from ``start``, to which ``strength`` holds the fit; none without labels."""
         at, size = start, len(start.weights) + len(start.bias)
-        for _ in range(steps):
+        for _ in range(steps if self.federation.labels else 0):
             body = Newton(prompts=tuple(prompts), stop=stop, weights=at.weights, bias=at.bias, words=words)
             replies = yield from self.exchange(
                 "words" if words else "newton", dict.fromkeys(self.federation.clients, body)

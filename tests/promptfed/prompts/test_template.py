@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from promptfed.errors import ConfigError
 from promptfed.prompts.template import SLOT, PromptTemplate, content_hash
-from promptfed.types import FMResponse
+from promptfed.types import FMResponse, TextRequest
 
 WORDS = ("bad", "good")
 
@@ -67,10 +67,20 @@ def test_a_prompt_without_exactly_one_slot_is_refused(text: str, found: int) -> 
         PromptTemplate(text=text, words=WORDS)
 
 
-@pytest.mark.parametrize("words", [(), ("one",), ("same", "same"), ("good", ""), ("good", "  ")])
+@pytest.mark.parametrize("words", [("one",), ("same", "same"), ("good", ""), ("good", "  ")])
 def test_label_words_that_do_not_tell_labels_apart_are_refused(words: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match="label words"):
         PromptTemplate(text="{text}", words=words)
+
+
+def test_a_prompt_without_label_words_asks_for_a_line_of_text() -> None:
+    template = PromptTemplate(text="Q: {text}\nA:", words=())
+
+    (request,) = template.requests(["who {text}?"])
+    said = template.answers([FMResponse(text=" Ada \nQ: next"), FMResponse(text=""), FMResponse(error="no")])
+
+    assert request == TextRequest(prompt="Q: who {text}?\nA:", max_tokens=24, temperature=0.0, stop=("\n",))
+    assert said == ["Ada", "", None]
 
 
 def test_the_id_is_of_the_content() -> None:
