@@ -133,7 +133,7 @@ def test_a_client_of_a_generation_task_has_no_labels_to_tell_of(tmp_path: object
 
     assert isinstance(joined, Joined)
     assert (joined.labels, joined.n_train, joined.n_test) == ((), 6, 4)
-    assert asked == MomentSums(n=6, total=(), squares=())
+    assert asked == MomentSums(n=6, total=(), squares=(0.0,))
     assert isinstance(told, Scored)
     assert (told.n, told.diff, told.diff_sq) == (6, (0.0,), (0.0,))
     assert 0 < told.total[0] <= 6
