@@ -70,7 +70,7 @@ class FedOneBDPL:
     n_samples: Annotated[int, Field(ge=2)] = 6
     n_texts: Annotated[int, Field(ge=1)] = 4
     n_steps: Annotated[int, Field(ge=1)] = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 10.0
+    learning_rate: Annotated[float, Field(gt=0)] = 20.0
     max_step: Annotated[float, Field(gt=0)] = 3.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     entropy_floor: Annotated[float, Field(ge=0, lt=1)] = 0.2
