@@ -5,8 +5,8 @@ Beside the tuned set (``global``) there are, all from prompts that the client ha
 - ``cluster``: the set that is best for the clients that score prompts as this one does
   (`promptfed.federation.grouping`);
 - ``own``: the set that is best on this client's texts;
-- ``mixed``: the prompts of the tuned set and of ``own`` together. The client's calibration weighs them, as it does
-  those of any set; it starts half way between the two.
+- ``mixed``: the prompts of the tuned set and of ``own`` together, the heaviest of them if they are more than a set may
+  hold. The client's calibration weighs them, as it does those of any set; it starts half way between the two.
 
 An option has to be better than ``global`` by a paired one-sided t-test at 0.05, with Holm's correction over the options
 (Scandinavian Journal of Statistics 6, 1979); of those that are, the one with the largest gain is used. No option is
@@ -58,7 +58,8 @@ def choose(store: ScoreStore, tuned: PromptSet, offer: Offer) -> Chosen:
     sets = _sets(tuned, offer)
     by_set = np.stack([scored(s) for s in sets], axis=1)
     picks, best = cross_picked(by_set), int(by_set.mean(axis=0).argmax())
-    together = {int(s): halfway(tuned, sets[s]) for s in {*picks.tolist(), best}}
+    most = max(len(s) for s in task.sets)
+    together = {int(s): halfway(tuned, sets[s], most) for s in {*picks.tolist(), best}}
     of_both = {s: scored(prompts) for s, prompts in together.items()}
     every = np.arange(len(rows))
     found: dict[Choice, tuple[PromptSet, FloatArray]] = {}
@@ -98,16 +99,26 @@ def cross_picked(by_set: FloatArray) -> IntArray:
     return np.asarray(np.array(best)[fold], dtype=np.int64)
 
 
-def halfway(a: PromptSet, b: PromptSet) -> PromptSet:
-    """The prompts of both, weighed half as ``a`` and half as ``b``; ``a`` itself if they hold the same prompts."""
-    if set(a.prompts) == set(b.prompts):
-        return a
+def halfway(a: PromptSet, b: PromptSet, most: int) -> PromptSet:
+    """The prompts of both, weighed half as ``a`` and half as ``b``; ``a`` itself if it comes down to its prompts.
+
+    Of more than ``most`` the heaviest are kept, and share the weight of the others.
+    """
     weights = dict.fromkeys([*a.prompts, *b.prompts], 0.0)
     for side in (a, b):
         for prompt, weight in zip(side.prompts, side.weights, strict=True):
             weights[prompt] += weight / 2
+    kept = sorted(weights, key=lambda prompt: -weights[prompt])[:most]  # of equals, those of ``a``
+    if set(kept) == set(a.prompts):
+        return a
+    scale = sum(weights.values()) / max(sum(weights[p] for p in kept), 1e-9)
     bias = (np.array(a.bias) + np.array(b.bias)) / 2
-    return PromptSet(labels=a.labels, prompts=tuple(weights), weights=tuple(weights.values()), bias=tuple(bias))
+    return PromptSet(
+        labels=a.labels,
+        prompts=tuple(kept),
+        weights=tuple(scale * weights[p] for p in kept),
+        bias=tuple(bias.tolist()),
+    )
 
 
 def _sets(tuned: PromptSet, offer: Offer) -> list[PromptSet]:

@@ -174,7 +174,9 @@ def _calls_by_phase(config: Config, inputs: Inputs) -> dict[str, int]:
         "centralised": budget + size * n_test,
     }
     baselines = sum(cost[name] for name in config.evaluation.baselines) if n_test else 0
-    return {"tuning": budget, "evaluation": size * n_test, "baselines": baselines}
+    # Other prompts at each milestone. A client that chooses others than the tuned set asks with those too.
+    evaluation = size * n_test * (1 + len(config.budget.milestones))
+    return {"tuning": budget, "evaluation": evaluation, "baselines": baselines}
 
 
 class Simulation(Conductor):

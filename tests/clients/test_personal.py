@@ -14,9 +14,10 @@ from scipy import stats
 from clients.data import ClientData, Labelled
 from clients.personal import FOLDS, better, choose, cross_picked, halfway, p_value
 from clients.scores import ScoreStore
+from promptfed.federation import grouping
 from promptfed.federation.evaluation import offers
 from promptfed.fm.scripted import ScriptedFM
-from promptfed.messages import Adopt, Adopted, Choice, Offer, Score, Task, decode_reply, encode
+from promptfed.messages import Adopt, Adopted, Choice, Offer, Score, Scored, Task, decode_reply, encode
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import cross_fitted_proba
 from promptfed.prompts.template import PromptTemplate
@@ -77,11 +78,16 @@ def test_a_set_is_picked_for_a_fold_by_the_texts_of_the_others() -> None:
 
 
 def test_mixed_prompts_are_half_of_each() -> None:
-    both = halfway(prompt_set((A, B), (0.6, 0.4)), prompt_set((B, C), (1.0, 2.0)))
+    first, second = prompt_set((A, B), (0.6, 0.4)), prompt_set((B, C), (1.0, 2.0))
 
-    assert both.prompts == (A, B, C)
-    assert both.weights == pytest.approx((0.3, 0.7, 1.0))
-    assert halfway(prompt_set((A, B)), prompt_set((B, A))) == prompt_set((A, B))
+    whole, cut = halfway(first, second, 3), halfway(first, second, 2)
+
+    assert whole.prompts == (C, B, A)  # 0 + 1, 0.2 + 0.5, 0.3 + 0
+    assert whole.weights == pytest.approx((1.0, 0.7, 0.3))
+    assert cut.prompts == (C, B)
+    assert cut.weights == pytest.approx((2.0 / 1.7, 1.4 / 1.7))
+    assert halfway(first, prompt_set((B, A)), 2) == first
+    assert halfway(prompt_set((A,)), prompt_set((B,)), 1) == prompt_set((A,))
 
 
 # ---------------------------------------------------------------- no false choice
@@ -114,6 +120,27 @@ def false_choices(n_texts: int, spread: float, n_runs: int = 1500) -> float:
 def test_identical_clients_stay_with_the_tuned_set(n_texts: int, spread: float) -> None:
     # 5%, and three standard errors of a share of 1,500.
     assert false_choices(n_texts, spread) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1500)
+
+
+@pytest.mark.parametrize("structure", [grouping.STRUCTURE, -1.0])
+def test_groups_that_noise_makes_are_few_and_fool_nobody(monkeypatch: pytest.MonkeyPatch, structure: float) -> None:
+    """Six clients alike, 150 times; at -1, groups are taken whatever they are."""
+    monkeypatch.setattr(grouping, "STRUCTURE", structure)
+    rng, left, grouped, half = np.random.default_rng(5), 0, 0, 20
+    for _ in range(150):
+        scores = {f"c{i}": rng.normal(0.75, 0.2, size=(2 * half, 5)) for i in range(6)}
+        nought = (0.0,) * 5
+        halves = [
+            {c: Scored(n=half, total=tuple(s[at].sum(axis=0)), diff=nought, diff_sq=nought) for c, s in scores.items()}
+            for at in (slice(half), slice(half, None))
+        ]
+        for c, (_, by_first, by_second) in grouping.best_alike(halves).items():
+            grouped += 1
+            held = np.concatenate([scores[c][:half, by_second], scores[c][half:, by_first]])
+            left += better(scores[c][:, 0], {"cluster": held}) != "global"
+
+    assert (grouped > 800) if structure < 0 else (grouped < 0.05 * 900)
+    assert left <= 0.05 * grouped + 3 * np.sqrt(0.05 * 0.95 * grouped)
 
 
 def test_choosing_and_testing_on_the_same_texts_would_be_wrong_far_more_often() -> None:
