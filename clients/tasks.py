@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from clients.embedding import embed
+from clients.relabelling import relabel
 from promptfed.messages import ReplyBody
+from promptfed.messages.methods import Embed, Relabel
 
 if TYPE_CHECKING:
     from clients.client import Client
 
 Doing = Callable[["Client", Any], Awaitable[ReplyBody]]
 
-METHOD_TASKS: Mapping[type, Doing] = {}
+METHOD_TASKS: Mapping[type, Doing] = {Embed: embed, Relabel: relabel}

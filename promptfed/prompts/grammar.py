@@ -56,13 +56,14 @@ class Draft:
 class Materials:
     """What drafts are made of. ``exemplars[k]`` are texts of label k, best first, and may be none; ``words`` are the
     given label words, ``other_words[k]`` more words for label k, best first, which may be none too. No word stands for
-    two labels."""
+    two labels. ``loose[k]`` are whole public or written texts of label k, best first: some of them are exemplars."""
 
     instructions: tuple[str, ...]
     fields: tuple[tuple[str, str], ...]
     exemplars: tuple[tuple[str, ...], ...]
     words: tuple[str, ...]
     other_words: tuple[tuple[str, ...], ...]
+    loose: tuple[tuple[str, ...], ...] = ()
 
     def draw_readout(self, rng: np.random.Generator) -> tuple[tuple[str, ...], ...]:
         """All words of each label, which mostly tell more than one; now and then none but those that are shown."""

@@ -57,6 +57,7 @@ class Session:
         self._owed: dict[str, int] = {}  # granted to a client since it last replied
         self._scored: dict[tuple[str, str], int] = {}  # (prompt_id, client) -> texts scored
         self._pooled: dict[str, Calibration] = {}  # prompt_id -> label-free calibration of the prompt alone
+        self._moments: dict[str, dict[str, MomentSums]] = {}  # prompt_id -> client -> what `score_each` had of it
 
     @property
     def spent(self) -> int:
@@ -313,6 +314,48 @@ class Session:
             Standing(n=n, score=float(t), diff=float(d), diff_se=float(s))
             for t, d, s in zip(total, diff, spread, strict=True)
         ]
+
+    def score_each(self, hands: Mapping[str, tuple[Sequence[PromptTemplate], int]]) -> Steps[dict[str, Scored]]:
+        """Score at each client prompts of its own on its texts [0, stop): ``hands`` maps a client to (prompts, stop).
+
+        A client's own sums of each of its prompts. A prompt's label-free calibration is pooled over all clients that it
+        was dealt to so far. Who does not answer, or not for all the texts, is missing.
+        """
+        n_labels, clients = len(self.federation.labels), self.federation.clients
+        replies = yield from self.exchange(
+            "ask",
+            {c: Ask(prompts=tuple(prompts), stop=stop) for c, (prompts, stop) in hands.items()},
+            {c: self._cost(prompts, stop, c) for c, (prompts, stop) in hands.items()},
+        )
+        answered = list[str]()
+        for client, part in picked(replies, MomentSums, lambda b: len(b.total) == len(b.squares)).items():
+            prompts, stop = hands[client]
+            if len(part.total) == len(prompts) * n_labels:
+                answered.append(client)
+                self._note_scored(prompts, stop, [client])
+                for j, prompt in enumerate(prompts):
+                    mine = slice(j * n_labels, (j + 1) * n_labels)
+                    one = MomentSums(n=part.n, total=part.total[mine], squares=part.squares[mine])
+                    self._moments.setdefault(prompt.prompt_id, {})[client] = one
+        tasks = dict[str, Score]()
+        for client in answered:
+            prompts, stop = hands[client]
+            pooled = [self._prior_of(p) for p in prompts]
+            weights, bias = tuple(c.weights[0] for c in pooled), tuple(b for c in pooled for b in c.bias)
+            tasks[client] = Score(prompts=tuple(prompts), sets=singles(prompts), stop=stop, weights=weights, bias=bias)
+        if not tasks:
+            return {}
+        replies = yield from self.exchange("score", tasks)
+        return {
+            c: body
+            for c, body in picked(replies, Scored, lambda b: len(b.total) == len(b.diff)).items()
+            if len(body.total) == len(hands[c][0]) and body.n == min(hands[c][1], clients[c])
+        }
+
+    def _prior_of(self, prompt: PromptTemplate) -> Calibration:
+        parts = list(self._moments[prompt.prompt_id].values())
+        total, squares = (np.sum([getattr(p, name) for p in parts], axis=0)[None] for name in ("total", "squares"))
+        return prior(sum(p.n for p in parts), total, squares)
 
     def _note_scored(self, prompts: Sequence[PromptTemplate], stop: int, clients: Iterable[str]) -> None:
         for client in clients:

@@ -1,0 +1,40 @@
+"""``fedpob``: the contract, in both kinds, and the planted optimum through the whole federation."""
+
+from __future__ import annotations
+
+import pytest
+
+from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.template import PromptTemplate
+from promptfed.strategies.fedpob import FedPOB
+from tests.contracts.method import MethodContract
+from tests.support import LABELS, bench, pooled_accuracy, public_texts
+
+
+class TestContract(MethodContract):
+    def method(self) -> FedPOB:
+        return FedPOB(texts_per_pull=24, n_arms=12)
+
+
+class TestDuelling(MethodContract):
+    def method(self) -> FedPOB:
+        return FedPOB(kind="duelling", texts_per_pull=24, n_arms=12)
+
+
+@pytest.mark.parametrize("kind", ["linucb", "duelling"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_planted_prompt_is_found(kind: str, seed: int) -> None:
+    """Planted: exemplars with the two words of a label, of which a prompt shows one; the bare instruction none."""
+    scene = bench(3, 30, n_words=2)
+    federation = scene.federation(max_fm_calls=900, seed=seed, public=public_texts(n_words=2))
+
+    prompt = scene.drive(FedPOB(kind=kind).run(federation), 900)  # type: ignore[arg-type]
+
+    first = PromptSet(
+        labels=LABELS,
+        prompts=(PromptTemplate(text="Is the review negative or positive?\n\nText: {text}\nLabel:", words=LABELS),),
+        weights=(1.0,),
+        bias=(0.0, 0.0),
+    )
+    assert pooled_accuracy(first, 100, seed=77) < 0.6
+    assert pooled_accuracy(prompt, 100, seed=77) > 0.85
