@@ -50,9 +50,9 @@ async def relabel(client: Client, task: Relabel) -> Votes:
 
 def draw_shots(data: Labelled, n: int, rng: np.random.Generator) -> list[tuple[str, int]]:
     """Up to ``n`` texts of each label that occurs, on one line each, cut after `MAX_SHOT_WORDS`."""
-    shots = []
+    shots = list[tuple[str, int]]()
     for label in np.unique(data.labels):
         mine = [i for i in np.flatnonzero(data.labels == label) if SLOT not in data.texts[i]]
-        for i in rng.permutation(mine)[:n]:
-            shots.append((" ".join(data.texts[int(i)].split()[:MAX_SHOT_WORDS]), int(label)))
+        chosen = rng.permutation(mine)[:n].astype(np.int64)
+        shots += [(" ".join(data.texts[i].split()[:MAX_SHOT_WORDS]), int(label)) for i in chosen]
     return shots

@@ -102,6 +102,12 @@ def random_draft(materials: Materials, rng: np.random.Generator) -> Draft:
     )
 
 
+def draw_exemplars(materials: Materials, n: int, rng: np.random.Generator) -> tuple[tuple[str, int], ...]:
+    """``n`` different exemplars of each label (as far as there are), in random order."""
+    chosen = [(texts[i], k) for k, texts in enumerate(materials.exemplars) for i in rng.permutation(len(texts))[:n]]
+    return tuple(chosen[i] for i in rng.permutation(len(chosen)))
+
+
 def crossover(a: Draft, b: Draft, rng: np.random.Generator) -> Draft:
     """Each part from one of the parents; exemplars are drawn label by label, in the order of the first parent."""
     first, second = (a, b) if rng.random() < 0.5 else (b, a)

@@ -2,8 +2,8 @@
 
 Fed-ICL (Wang, Wang, Huang, Wang, Yu, Yao, Lui & Zhou, "Federated In-Context Learning: Iterative Refinement for Improved
 Answer Quality", ICML 2025, PMLR 267:64628-64654, arXiv 2506.07440). Each round, the server sends its queries with the
-answers of the round before, C_k = {(q, a_k(q))}; a client lets the FM answer the queries with examples of its own and C_k
-before its eyes; the server fuses the answers of the clients into a_{k+1}.
+answers of the round before, C_k = {(q, a_k(q))}; a client lets the FM answer the queries with examples of its own and
+C_k before its eyes; the server fuses the answers of the clients into a_{k+1}.
 
 What differs from the paper, and why:
 
@@ -28,7 +28,7 @@ from promptfed.errors import ConfigError
 from promptfed.messages import Votes
 from promptfed.messages.methods import Relabel
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.grammar import FRAMES, Draft, Materials, random_draft
+from promptfed.prompts.grammar import FRAMES, Draft, Materials, draw_exemplars, random_draft
 from promptfed.strategies.base import Card, Federation, Steps
 from promptfed.strategies.pool import Pool, alike
 from promptfed.strategies.proposal import WRITE_SHARE, gather, odds_of
@@ -42,10 +42,10 @@ N_PARENTS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FedICL:
-    """``n_rounds`` of relabelling up to each milestone, for ``relabel_share`` of its calls: ``n_queries`` public texts a
-    label, with ``n_shots`` texts a label of the client's own and the context. The ``n_context`` most agreed-on texts a
-    label are the context, of which a prompt shows up to ``max_exemplars`` a label. A heat scores new prompts on
-    ``texts_per_heat`` texts over all clients; ``final_share`` of the calls go into those that are left in the end."""
+    """``n_rounds`` of relabelling up to each milestone, for ``relabel_share`` of its calls: ``n_queries`` public texts
+    a label, with ``n_shots`` texts a label of the client's own and the context. The ``n_context`` most agreed-on texts
+    a label are what a prompt shows up to ``max_exemplars`` a label of. A heat scores new prompts on ``texts_per_heat``
+    texts over all clients; ``final_share`` of the calls go into those that are left in the end."""
 
     n_rounds: int = 3
     relabel_share: float = 0.1
@@ -62,8 +62,8 @@ class FedICL:
     card: ClassVar[Card] = Card(
         paper="Wang et al., ICML 2025, arXiv 2506.07440",
         sends=frozenset({"write", "weigh", "vote", "relabel", "ask", "score", "newton"}),
-        crosses="Votes on public texts: the domain models', and the FM's as it sees the client's own examples; and sums "
-        "of bounded scores.",
+        crosses="Votes on public texts: the domain models', and the FM's as it sees the client's own examples; and "
+        "sums of bounded scores.",
     )
 
     def run(self, federation: Federation) -> Steps[PromptSet]:
@@ -147,8 +147,8 @@ class FedICL:
         answers.fuse(dealt, votes)
 
     def _prompts(self, context: Materials, pool: Pool, rng: np.random.Generator, n: int) -> list[Draft]:
-        """``n`` new few-shot prompts of the context: which of its texts, how many and in what order is drawn; fields and
-        words are drawn too, or those of one of the best so far."""
+        """``n`` new few-shot prompts of the context: which of its texts, how many and in what order is drawn; fields
+        and words are drawn too, or those of one of the best so far."""
         drafts = list[Draft]()
         for _ in range(20 * n):
             if len(drafts) >= n:
@@ -158,7 +158,7 @@ class FedICL:
             if parents and rng.random() < 0.5:
                 parent = parents[int(rng.integers(len(parents)))]
                 draft = replace(draft, fields=parent.fields, words=parent.words, readout=parent.readout)
-            draft = replace(draft, exemplars=_exemplars(context, int(rng.integers(self.max_exemplars)) + 1, rng))
+            draft = replace(draft, exemplars=draw_exemplars(context, int(rng.integers(self.max_exemplars)) + 1, rng))
             if draft not in pool and draft not in drafts:
                 drafts.append(draft)
         return drafts
@@ -174,8 +174,8 @@ class FedICL:
             whole = session.budget == session.federation.max_fm_calls
             key = "budget.max_fm_calls" if whole else "the first of budget.milestones"
             raise ConfigError(
-                f"{key} = {session.budget} is too small for {self.n_rounds} rounds of fed_icl with {n_clients} clients; "
-                f"give at least {needed}, or a smaller method.options.texts_per_heat"
+                f"{key} = {session.budget} is too small for {self.n_rounds} rounds of fed_icl with {n_clients} "
+                f"clients; give at least {needed}, or a smaller method.options.texts_per_heat"
             )
         return stop
 
@@ -234,17 +234,8 @@ class Answers:
         margin = top[:, -1] - top[:, -2]
         label = odds.argmax(axis=1)
         order = np.argsort(-margin, kind="stable")
-        return tuple(
-            tuple(self.queries[i] for i in order if label[i] == k and margin[i] > 0)[:n] for k in range(n_labels)
-        )
-
-
-def _exemplars(context: Materials, n: int, rng: np.random.Generator) -> tuple[tuple[str, int], ...]:
-    """``n`` different texts of each label (as far as there are), in random order."""
-    chosen = [
-        (texts[i], label) for label, texts in enumerate(context.exemplars) for i in rng.permutation(len(texts))[:n]
-    ]
-    return tuple(chosen[i] for i in rng.permutation(len(chosen)))
+        ranked = [[self.queries[i] for i in order if label[i] == k and margin[i] > 0] for k in range(n_labels)]
+        return tuple(tuple(texts[:n]) for texts in ranked)
 
 
 def _queries(materials: Materials, n: int) -> list[str]:

@@ -1,9 +1,9 @@
 """``fedpob``: a linear bandit over the embeddings of prompts, whose statistics all clients share.
 
 FedPOB (Lu, Hong, Shang, Wang, Ban, Yao, Min Zhang, Qiu & Dai, "FedPOB: Sample-Efficient Federated Prompt Optimization
-via Bandits", preprint, arXiv 2509.24701): federated LinUCB, arms are prompts, features their embeddings; and FedPOB-Pref,
-its variant for comparisons in place of scores, a federated linear duelling bandit (arXiv 2502.01085): the first arm is
-the best so far, the second the one with the greatest upper confidence bound against it.
+via Bandits", preprint 2025, arXiv 2509.24701): federated LinUCB, arms are prompts, features their embeddings; and
+FedPOB-Pref, its variant for comparisons in place of scores, a federated linear duelling bandit (arXiv 2502.01085): the
+first arm is the best so far, the second the one with the greatest upper confidence bound against it.
 
 What differs from the paper, and why:
 
@@ -13,14 +13,15 @@ What differs from the paper, and why:
   the same embedding may do unlike well, and no pull could ever tell a purely linear model so.
 - So has the batch of texts that it was scored on, with a variance like that of its mean: all arms meet the same first
   texts of a client, and how hard those are says nothing of the arm.
-- A pull is a few texts at several clients: under a calibration from three texts of one client no prompt shows its worth.
+- A pull is a few texts at several clients: under a calibration from three texts of one client no prompt shows what it
+  is worth.
 - The best arms at the end count, and not the reward on the way, so there is more exploration than regret would have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -29,11 +30,11 @@ from promptfed.errors import ConfigError, RunError, WireError
 from promptfed.messages import Scored
 from promptfed.messages.methods import Embed, Embedded, unpacked
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.grammar import FRAMES, Draft
+from promptfed.prompts.grammar import FRAMES, Draft, Materials, draw_exemplars
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.bandit import DuelBandit, LinearBandit
 from promptfed.strategies.base import MAX_TRIES, Card, Federation, Steps
-from promptfed.strategies.pool import alike, distinct, diverse
+from promptfed.strategies.pool import alike, diverse
 from promptfed.strategies.proposal import WRITE_SHARE, gather
 from promptfed.strategies.race import draft_like
 from promptfed.strategies.session import N_FINALISTS, RESERVE, Session, picked
@@ -53,11 +54,12 @@ N_EMBEDDERS = 3
 class FedPOB:
     """``kind``: scores or comparisons. ``n_arms`` prompts, embedded in ``dimension`` numbers; in a round each of
     ``clients_per_round`` clients (0: all) gets an arm, ``clients_per_arm`` of them the same, and scores it on as many
-    new texts as make ``texts_per_pull`` together. ``ridge``: pulls that the prior belief counts; ``exploration``: widths
-    in standard deviations of the posterior."""
+    new texts as make ``texts_per_pull`` together. Arms show up to ``max_exemplars`` a label. ``ridge``: pulls that the
+    prior belief counts; ``exploration``: widths in standard deviations of the posterior."""
 
     kind: Literal["linucb", "duelling"] = "linucb"
     n_arms: int = 60
+    max_exemplars: int = 2
     dimension: int = 32
     clients_per_round: int = 0
     clients_per_arm: int = 5
@@ -78,7 +80,7 @@ class FedPOB:
         session, rng = Session(federation, reserve=self.reserve), federation.rng(1)
         self._check(session)
         materials = yield from gather(session, rng)
-        arms = _unlike(distinct([draft_like(i, materials, rng) for i in range(self.n_arms)]))
+        arms = _unlike([self._arm(i, materials, rng) for i in range(self.n_arms)])
         prompts = [draft.template() for draft in arms]
         vectors = yield from embedded(session, prompts, self.dimension, seed=int(rng.integers(2**31)))
         book = _BOOKS[self.kind](features(vectors), self)
@@ -122,6 +124,12 @@ class FedPOB:
                     "best_prompt": best[0].template().text,
                 },
             )
+
+    def _arm(self, i: int, materials: Materials, rng: np.random.Generator) -> Draft:
+        """The first arm is the person's instruction alone, the others are few-shot prompts of the shared pool."""
+        draft = draft_like(i, materials, rng)
+        n = int(rng.integers(self.max_exemplars)) + 1
+        return draft if i == 0 else replace(draft, exemplars=draw_exemplars(materials, n, rng))
 
     def _check(self, session: Session) -> None:
         """Raise `ConfigError` where the budget, up to the first milestone, is too small for `MIN_PULLS`."""
