@@ -19,8 +19,8 @@ from scipy.special import expit
 
 from promptfed.types import FloatArray
 
-# Newton steps of a fit from zero; the loss is convex and smooth, and the ridge keeps the first step short.
-FIT_STEPS = 8
+# Newton steps of a fit from zero at most, and the expected gain in log-likelihood below which it ends.
+MAX_STEPS, TOLERANCE = 50, 1e-10
 
 
 class _Ellipsoid:
@@ -82,9 +82,22 @@ class DuelBandit(_Ellipsoid):
         if not self._duels:
             return theta
         x, won, n = (np.array(column) for column in zip(*self._duels, strict=True))
-        for _ in range(FIT_STEPS):
+
+        def loss(at: FloatArray) -> float:
+            logits = x @ at
+            return float((n * (np.logaddexp(0.0, logits) - won * logits)).sum() + self._ridge / 2 * (at**2).sum())
+
+        for _ in range(MAX_STEPS):
             p = expit(x @ theta)
             gradient = x.T @ (n * (p - won)) + self._ridge * theta
             hessian = (x.T * (n * p * (1 - p))) @ x + self._ridge * np.eye(len(theta))
-            theta = theta - np.linalg.solve(hessian, gradient)
+            step = np.linalg.solve(hessian, gradient)
+            gain = float(gradient @ step)
+            if gain < TOLERANCE:
+                break
+            # A whole Newton step may leap over the minimum where duels are one-sided: halve it until it descends.
+            size = 1.0
+            while loss(theta - size * step) > loss(theta) - 1e-4 * size * gain and size > 1e-6:
+                size /= 2
+            theta = theta - size * step
         return theta

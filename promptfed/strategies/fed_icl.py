@@ -20,11 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from promptfed.errors import ConfigError
 from promptfed.messages import Votes
 from promptfed.messages.methods import Relabel
 from promptfed.prompts.artefact import PromptSet
@@ -38,6 +38,8 @@ from promptfed.types import Capability, FloatArray, IntArray
 
 # Of how many of the best prompts so far new ones take fields and label words, half of the time.
 N_PARENTS = 3
+# With a small budget a heat is over fewer texts, down to so many over all clients, so that there are so many drafts.
+LEAST_TEXTS, N_DRAFTS = 8, 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,15 +49,15 @@ class FedICL:
     a label are what a prompt shows up to ``max_exemplars`` a label of. A heat scores new prompts on ``texts_per_heat``
     texts over all clients; ``final_share`` of the calls go into those that are left in the end."""
 
-    n_rounds: int = 3
-    relabel_share: float = 0.1
-    n_queries: int = 8
-    n_shots: int = 2
-    n_context: int = 4
-    max_exemplars: int = 2
-    texts_per_heat: int = 20
-    final_share: float = 0.22
-    reserve: float = RESERVE
+    n_rounds: Annotated[int, Field(ge=1)] = 3
+    relabel_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    n_queries: Annotated[int, Field(ge=1)] = 8
+    n_shots: Annotated[int, Field(ge=0)] = 2
+    n_context: Annotated[int, Field(ge=1)] = 4
+    max_exemplars: Annotated[int, Field(ge=1)] = 2
+    texts_per_heat: Annotated[int, Field(ge=1)] = 20
+    final_share: Annotated[float, Field(ge=0, lt=1)] = 0.22
+    reserve: Annotated[float, Field(gt=0, lt=1)] = RESERVE
 
     name: ClassVar[str] = "fed_icl"
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.LABEL_CHOICE, Capability.TEXT})
@@ -166,17 +168,14 @@ class FedICL:
     def _first_stop(self, session: Session) -> int:
         """Texts a client of a heat. Raises `ConfigError` where the budget pays for no choice of prompts."""
         n_clients = len(session.federation.clients)
-        stop = max(1, round(self.texts_per_heat / n_clients))
+        stop, least = (max(1, round(n / n_clients)) for n in (self.texts_per_heat, LEAST_TEXTS))
         share = 1 - self.reserve - self.final_share - self.relabel_share - WRITE_SHARE
+        while stop > least and session.budget * share < N_DRAFTS * n_clients * stop:
+            stop -= 1
         n_written = len(session.federation.labels) + len(FRAMES)
-        needed = int(np.ceil((self.n_rounds * n_clients * stop + n_written) / max(share, 0.01)))
-        if session.budget < needed:
-            whole = session.budget == session.federation.max_fm_calls
-            key = "budget.max_fm_calls" if whole else "the first of budget.milestones"
-            raise ConfigError(
-                f"{key} = {session.budget} is too small for {self.n_rounds} rounds of fed_icl with {n_clients} "
-                f"clients; give at least {needed}, or a smaller method.options.texts_per_heat"
-            )
+        needed = int(np.ceil((self.n_rounds * n_clients * min(stop, least) + n_written) / max(share, 0.01)))
+        what = f"{self.n_rounds} rounds of fed_icl with {n_clients} clients"
+        session.require(needed, what)
         return stop
 
 

@@ -22,11 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
+from pydantic import Field
 
-from promptfed.errors import ConfigError, RunError, WireError
+from promptfed.errors import RunError, WireError
 from promptfed.messages import Scored
 from promptfed.messages.methods import Embed, Embedded, unpacked
 from promptfed.prompts.artefact import PromptSet
@@ -44,8 +45,9 @@ from promptfed.types import Capability, FloatArray, IntArray
 NOISE = 0.2
 # Features are of about unit size; this one, of the level that all arms share, is as good as free of the ridge.
 LEVEL = 25.0
-# The least number of pulls for which a search is worth its name.
-MIN_PULLS = 3
+# The least number of pulls for which a search is worth its name, and of rounds up to a milestone: a bandit learns from
+# one to the next.
+MIN_PULLS, MIN_ROUNDS = 3, 10
 # Clients that are asked for the same vectors, of which the first answer is taken: one may fail.
 N_EMBEDDERS = 3
 
@@ -53,20 +55,21 @@ N_EMBEDDERS = 3
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FedPOB:
     """``kind``: scores or comparisons. ``n_arms`` prompts, embedded in ``dimension`` numbers; in a round each of
-    ``clients_per_round`` clients (0: all) gets an arm, ``clients_per_arm`` of them the same, and scores it on as many
-    new texts as make ``texts_per_pull`` together. Arms show up to ``max_exemplars`` a label. ``ridge``: pulls that the
-    prior belief counts; ``exploration``: widths in standard deviations of the posterior."""
+    ``clients_per_round`` clients (0: as many as leave calls for `MIN_ROUNDS` rounds) gets an arm, ``clients_per_arm``
+    of them the same, and scores it on as many new texts as make ``texts_per_pull`` together. Arms show up to
+    ``max_exemplars`` a label. ``ridge``: pulls that the prior belief counts; ``exploration``: widths in standard
+    deviations of the posterior."""
 
     kind: Literal["linucb", "duelling"] = "linucb"
-    n_arms: int = 60
-    max_exemplars: int = 2
-    dimension: int = 32
-    clients_per_round: int = 0
-    clients_per_arm: int = 5
-    texts_per_pull: int = 20
-    ridge: float = 5.0
-    exploration: float = 4.0
-    reserve: float = RESERVE
+    n_arms: Annotated[int, Field(ge=2)] = 60
+    max_exemplars: Annotated[int, Field(ge=1)] = 2
+    dimension: Annotated[int, Field(ge=1)] = 32
+    clients_per_round: Annotated[int, Field(ge=0)] = 0
+    clients_per_arm: Annotated[int, Field(ge=1)] = 5
+    texts_per_pull: Annotated[int, Field(ge=1)] = 20
+    ridge: Annotated[float, Field(gt=0)] = 5.0
+    exploration: Annotated[float, Field(ge=0)] = 6.0
+    reserve: Annotated[float, Field(gt=0, lt=1)] = RESERVE
 
     name: ClassVar[str] = "fedpob"
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.LABEL_CHOICE, Capability.TEXT})
@@ -85,9 +88,12 @@ class FedPOB:
         vectors = yield from embedded(session, prompts, self.dimension, seed=int(rng.integers(2**31)))
         book = _BOOKS[self.kind](features(vectors), self)
         best = arms[:1]
-        missed = dict.fromkeys(federation.clients, 0)  # rounds in a row that a client did not answer
-        stops = {c: np.zeros(len(arms), dtype=np.int64) for c in federation.clients}  # texts each arm was scored on
+        missed = dict[str, int]()  # rounds in a row that a client did not answer
+        stops = dict[str, IntArray]()  # texts of a client that each arm was scored on
         while True:
+            for c in federation.clients:
+                missed.setdefault(c, 0)
+                stops.setdefault(c, np.zeros(len(arms), dtype=np.int64))
             if min(missed.values()) >= MAX_TRIES:
                 raise RunError("no client scored any text; at least one text is needed")
             reached = [c for c in federation.clients if missed[c] < MAX_TRIES]
@@ -137,13 +143,7 @@ class FedPOB:
         # A first duel is scored twice, one against the best so far about once; the FM writes a text a label at least.
         n_calls = (MIN_PULLS + 1) * self.texts_per_pull + n_labels + len(FRAMES)
         needed = int(np.ceil(n_calls / (1 - self.reserve - WRITE_SHARE)))
-        if session.budget < needed:
-            whole = session.budget == session.federation.max_fm_calls
-            key = "budget.max_fm_calls" if whole else "the first of budget.milestones"
-            raise ConfigError(
-                f"{key} = {session.budget} is too small for {MIN_PULLS} pulls of fedpob; give at least {needed}, or "
-                "fewer method.options.texts_per_pull"
-            )
+        session.require(needed, f"{MIN_PULLS} pulls of fedpob with texts_per_pull = {self.texts_per_pull}")
 
     def _deal(
         self,
@@ -156,7 +156,9 @@ class FedPOB:
         """For each client of the round, out of ``reached``: its arms, and up to which of its texts they are to be
         scored now."""
         sizes = session.federation.clients
-        clients = [reached[i] for i in rng.permutation(len(reached))][: self.clients_per_round or None]
+        n_groups = max(1, int(session.budget * (1 - self.reserve)) // (MIN_ROUNDS * self.texts_per_pull))
+        n_clients = self.clients_per_round or n_groups * self.clients_per_arm
+        clients = [reached[i] for i in rng.permutation(len(reached))][:n_clients]
         dealt = dict[str, tuple[list[int], int]]()
         book.open()
         for group in np.array_split(clients, max(1, round(len(clients) / self.clients_per_arm))):

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from promptfed.errors import RunError
+from promptfed.errors import ConfigError, RunError
 from promptfed.messages import (
     Ask,
     MomentSums,
@@ -83,6 +83,14 @@ class Session:
     def budget(self) -> int:
         """Calls from the last reading to the next milestone."""
         return max(self.milestone - self._since, 0)
+
+    def require(self, needed: int, what: str) -> None:
+        """Raise `ConfigError` where fewer than ``needed`` calls are there up to the next milestone; ``what`` needs them
+        at least, and says what else would help."""
+        if self.budget < needed:
+            whole = self.budget == self.federation.max_fm_calls
+            key = "budget.max_fm_calls" if whole else "the first of budget.milestones"
+            raise ConfigError(f"{key} = {self.budget} is too small for {what}; give at least {needed}")
 
     def affords(self, cost: int, best: Sequence[PromptTemplate]) -> Steps[bool]:
         """Whether the search may spend ``cost`` more calls; milestones that they would pass are read first, with
