@@ -61,7 +61,8 @@ class Draft:
 class Materials:
     """What drafts are made of. ``exemplars[k]`` are texts of label k, best first, and may be none; ``words`` are the
     given label words, ``other_words[k]`` more words for label k, best first, which may be none too. No word stands for
-    two labels. ``pairs`` of (text, answer), best first, are for prompts that generate."""
+    two labels. ``loose[k]`` are whole public or written texts of label k, best first: some of them are exemplars.
+    ``pairs`` of (text, answer), best first, are for prompts that generate."""
 
     instructions: tuple[str, ...]
     fields: tuple[tuple[str, str], ...]
@@ -69,6 +70,7 @@ class Materials:
     words: tuple[str, ...]
     other_words: tuple[tuple[str, ...], ...]
     pairs: tuple[tuple[str, str], ...] = ()
+    loose: tuple[tuple[str, ...], ...] = ()
 
     def draw_readout(self, rng: np.random.Generator) -> tuple[tuple[str, ...], ...]:
         """All words of each label, which mostly tell more than one; now and then none but those that are shown."""
@@ -113,6 +115,12 @@ def random_draft(materials: Materials, rng: np.random.Generator) -> Draft:
         readout=materials.draw_readout(rng),
         pairs=materials.draw_pairs(rng),
     )
+
+
+def draw_exemplars(materials: Materials, n: int, rng: np.random.Generator) -> tuple[tuple[str, int], ...]:
+    """``n`` different exemplars of each label (as far as there are), in random order."""
+    chosen = [(texts[i], k) for k, texts in enumerate(materials.exemplars) for i in rng.permutation(len(texts))[:n]]
+    return tuple(chosen[i] for i in rng.permutation(len(chosen)))
 
 
 def crossover(a: Draft, b: Draft, rng: np.random.Generator) -> Draft:

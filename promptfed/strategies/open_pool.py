@@ -19,9 +19,8 @@ from promptfed.errors import ConfigError
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import FIELDS, FRAMES, Draft, Materials, named_fields, random_draft, usable_exemplar
 from promptfed.strategies.base import Federation, Steps
-from promptfed.strategies.pool import Pool
+from promptfed.strategies.pool import Pool, alike, distinct
 from promptfed.strategies.proposal import EXEMPLAR_WORDS, FLUENCY, clean_texts, writing_requests
-from promptfed.strategies.race import alike, distinct
 from promptfed.strategies.session import N_FINALISTS, Session
 
 # Words of public and written text that the FM is asked about, and how many of them a label keeps. Those in more than a

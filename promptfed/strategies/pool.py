@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 
 from promptfed.prompts.grammar import Draft, similarity
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Standing, Steps, singles
-from promptfed.strategies.session import Session
+from promptfed.strategies.session import N_FINALISTS, Session
 
 # Score that a draft gives up for being like one that is kept already: about two standard deviations between drafts.
 DIVERSITY = 0.04
 # Standard errors behind the leader at which a candidate is given up before its turn.
 CONTENDERS = 3.0
+# Score that a set gives up for being of drafts that are all alike: they make the same mistakes, which a choice by score
+# on the few texts at hand sees too late.
+LIKENESS = 0.04
+# Drafts that go on to more texts before the finalists are chosen.
+N_SECOND = 10
 
 
 class Pool:
@@ -57,17 +63,41 @@ class Pool:
         return sorted(self._entries, key=lambda d: -self._entries[d].score)[:n]
 
     def diverse(self, n: int) -> list[Draft]:
-        """``n`` good drafts that are not alike: each costs up to `DIVERSITY` for what it shares with one before it."""
-        kept: list[Draft] = []
-        left = self.best(len(self._entries))
-        while left and len(kept) < n:
-            best = max(
-                left,
-                key=lambda d: self._entries[d].score - DIVERSITY * max((similarity(d, k) for k in kept), default=0.0),
-            )
-            left.remove(best)
-            kept.append(best)
-        return kept
+        """`diverse` of the drafts scored so far."""
+        return diverse({draft: standing.score for draft, standing in self._entries.items()}, n)
+
+    def finalists(self, known: Sequence[Draft], max_calls: int) -> Steps[list[Draft]]:
+        """Those that are ``known`` to be good and the better part of the pool, scored on more texts for ``max_calls``;
+        of these the drafts of the best sets, best first."""
+        session = self._session
+        survivors = distinct([*known, *self.diverse(N_SECOND)])[:N_SECOND]
+        templates = [draft.template() for draft in survivors]
+        stop = session.reach(templates, max_calls)
+        ranked = yield from session.rank_sets(templates, stop, lambda s: alike(survivors, s))
+        return list(dict.fromkeys(survivors[i] for s in ranked for i in s))[:N_FINALISTS]
+
+
+def diverse(worth: Mapping[Draft, float], n: int) -> list[Draft]:
+    """``n`` good drafts that are not alike, best first: each costs up to `DIVERSITY` for what it shares with one before
+    it."""
+    kept: list[Draft] = []
+    left = sorted(worth, key=lambda d: -worth[d])
+    while left and len(kept) < n:
+        best = max(left, key=lambda d: worth[d] - DIVERSITY * max((similarity(d, k) for k in kept), default=0.0))
+        left.remove(best)
+        kept.append(best)
+    return kept
+
+
+def alike(drafts: Sequence[Draft], chosen: Sequence[int]) -> float:
+    """What a set of ``drafts`` gives up for their likeness."""
+    pairs = [similarity(drafts[i], drafts[j]) for i, j in combinations(chosen, 2)]
+    return LIKENESS * float(np.mean(pairs or [0.0]))
+
+
+def distinct(drafts: Sequence[Draft]) -> list[Draft]:
+    """Without repetitions, in order."""
+    return list(dict.fromkeys(drafts))
 
 
 def halve(

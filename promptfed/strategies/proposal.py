@@ -64,6 +64,7 @@ def gather(session: Session, rng: np.random.Generator) -> Steps[Materials]:
     evidence = _evidence(votes)
     exemplars: list[tuple[str, ...]] = []
     other_words: list[tuple[str, ...]] = []
+    whole: list[tuple[str, ...]] = []
     taken = set(federation.words)
     n_words = max(0, min(N_WORDS, MOST_WORDS // len(federation.labels) - 1))
     for label in range(len(federation.labels)):
@@ -72,6 +73,7 @@ def gather(session: Session, rng: np.random.Generator) -> Steps[Materials]:
         best = [int(i) for i in np.argsort(-worth, kind="stable") if np.isfinite(worth[i])]
         best_framed, best_loose = [i for i in best if i < n_framed], [i for i in best if i >= n_framed]
         exemplars.append(tuple(texts[i] for i in [*best_framed, *best_loose][:N_EXEMPLARS]))
+        whole.append(tuple(texts[i] for i in best_loose[:N_EXEMPLARS]))
         words = dict.fromkeys(shortlist[i // len(FRAMES)] for i in best_framed)
         other_words.append(tuple(w for w in words if w in short and w not in taken)[:n_words])
         taken.update(other_words[-1])
@@ -91,6 +93,7 @@ def gather(session: Session, rng: np.random.Generator) -> Steps[Materials]:
         exemplars=tuple(exemplars),
         words=federation.words,
         other_words=tuple(other_words),
+        loose=tuple(whole),
     )
 
 
@@ -169,11 +172,16 @@ def _evidence(votes: FloatArray) -> FloatArray:
     """
     if not len(votes):
         return votes
-    odds = _logit(votes)
-    odds = odds - odds.mean(axis=0)
+    odds = odds_of(votes)
     top = np.sort(odds, axis=1)
     best_other = np.where(odds == top[:, -1:], top[:, -2:-1], top[:, -1:])
     return np.asarray(odds - best_other)
+
+
+def odds_of(votes: FloatArray) -> FloatArray:
+    """Log-odds of votes (n, K) over what is usual for the label."""
+    odds = _logit(votes)
+    return np.asarray(odds - odds.mean(axis=0)) if len(votes) else odds
 
 
 def _logit(p: FloatArray) -> FloatArray:

@@ -21,18 +21,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import ClassVar
 
 import numpy as np
 
 from promptfed.errors import ConfigError
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.grammar import Draft, Materials, crossover, edit, random_draft, similarity
+from promptfed.prompts.grammar import Draft, Materials, crossover, edit, random_draft
 from promptfed.strategies.base import Card, Federation, Steps
-from promptfed.strategies.pool import Pool
+from promptfed.strategies.pool import N_SECOND, Pool, alike, distinct
 from promptfed.strategies.proposal import gather
-from promptfed.strategies.session import N_FINALISTS, Session
+from promptfed.strategies.session import Session
 from promptfed.types import Capability
 
 # Shares of the calls up to the next milestone. Choosing and calibrating get what is left, two fifths.
@@ -40,10 +39,6 @@ FIRST_SHARE, VARY_SHARE, SECOND_SHARE = 0.26, 0.10, 0.22
 # Texts, over all clients, that decide the first heat: about 25 tell a hopeless prompt from a fair one.
 # With a small budget fewer texts, so that there is a choice at all.
 FIRST_TEXTS, LEAST_TEXTS = 25, 8
-N_SECOND = 10
-# Score that a set gives up for being of drafts that are all alike: they make the same mistakes, which a choice by score
-# on the few texts at hand sees too late.
-LIKENESS = 0.04
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +88,7 @@ class Race:
         for part in (n_vary - n_vary // 2, n_vary // 2):
             yield from pool.heat(vary(pool.best(max(3, len(drafts) // 4)), materials, rng, part, known=pool))
 
-        survivors = distinct([*known, *pool.diverse(N_SECOND)])[:N_SECOND]
-        templates = [draft.template() for draft in survivors]
-        stop = session.reach(templates, min(int(budget * SECOND_SHARE), session.left))
-        ranked = yield from session.rank_sets(templates, stop, lambda s: alike(survivors, s))
-        return list(dict.fromkeys(survivors[i] for s in ranked for i in s))[:N_FINALISTS]
+        return (yield from pool.finalists(known, min(int(budget * SECOND_SHARE), session.left)))
 
 
 def first_heat(session: Session) -> tuple[int, int]:
@@ -114,12 +105,6 @@ def first_heat(session: Session) -> tuple[int, int]:
             f"{key} = {budget} is too small for one round of race with {n_clients} clients; give at least {needed}"
         )
     return stop, n_first
-
-
-def alike(drafts: Sequence[Draft], chosen: Sequence[int]) -> float:
-    """What a set of ``drafts`` gives up for their likeness."""
-    pairs = [similarity(drafts[i], drafts[j]) for i, j in combinations(chosen, 2)]
-    return LIKENESS * float(np.mean(pairs or [0.0]))
 
 
 def draft_like(i: int, materials: Materials, rng: np.random.Generator) -> Draft:
@@ -143,8 +128,3 @@ def vary(parents: Sequence[Draft], materials: Materials, rng: np.random.Generato
         if child not in known and child not in children:
             children.append(child)
     return children
-
-
-def distinct(drafts: Sequence[Draft]) -> list[Draft]:
-    """Without repetitions, in order."""
-    return list(dict.fromkeys(drafts))

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from promptfed.errors import RunError
+from promptfed.errors import ConfigError, RunError
 from promptfed.messages import (
     Ask,
     MomentSums,
@@ -28,7 +28,17 @@ from promptfed.messages import (
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, NewtonSums, newton_step, prior
 from promptfed.prompts.template import PromptTemplate
-from promptfed.strategies.base import MAX_TRIES, Federation, Reading, Replies, Round, Standing, Steps, candidate_sets
+from promptfed.strategies.base import (
+    MAX_TRIES,
+    Federation,
+    Reading,
+    Replies,
+    Round,
+    Standing,
+    Steps,
+    candidate_sets,
+    singles,
+)
 from promptfed.types import FloatArray, IntArray, LabelRequest, TextRequest
 
 # Share of the calls up to a milestone that `Session.conclude` gets, and of how many prompts it chooses a set: the texts
@@ -56,6 +66,7 @@ class Session:
         self._owed: dict[str, int] = {}  # granted to a client since it last replied
         self._scored: dict[tuple[str, str], int] = {}  # (prompt_id, client) -> texts scored
         self._pooled: dict[str, Calibration] = {}  # prompt_id -> label-free calibration of the prompt alone
+        self._moments: dict[str, dict[str, MomentSums]] = {}  # prompt_id -> client -> what `score_each` had of it
 
     @property
     def spent(self) -> int:
@@ -86,6 +97,14 @@ class Session:
     def budget(self) -> int:
         """Calls from the last reading to the next milestone."""
         return max(self.milestone - self._since, 0)
+
+    def require(self, needed: int, what: str) -> None:
+        """Raise `ConfigError` where fewer than ``needed`` calls are there up to the next milestone; ``what`` needs them
+        at least, and says what else would help."""
+        if self.budget < needed:
+            whole = self.budget == self.federation.max_fm_calls
+            key = "budget.max_fm_calls" if whole else "the first of budget.milestones"
+            raise ConfigError(f"{key} = {self.budget} is too small for {what}; give at least {needed}")
 
     def affords(self, cost: int, best: Sequence[PromptTemplate]) -> Steps[bool]:
         """Whether the search may spend ``cost`` more calls; milestones that they would pass are read first, with
@@ -335,6 +354,48 @@ class Session:
         """Weights (J,) and flat bias (J x K) of each prompt's label-free calibration when it was last asked about."""
         each = [self._pooled[p.prompt_id] for p in prompts]
         return tuple(c.weights[0] for c in each), tuple(b for c in each for b in c.bias)
+
+    def score_each(self, hands: Mapping[str, tuple[Sequence[PromptTemplate], int]]) -> Steps[dict[str, Scored]]:
+        """Score at each client prompts of its own on its texts [0, stop): ``hands`` maps a client to (prompts, stop).
+
+        A client's own sums of each of its prompts. A prompt's label-free calibration is pooled over all clients that it
+        was dealt to so far. Who does not answer, or not for all the texts, is missing.
+        """
+        n_labels, clients = len(self.federation.labels), self.federation.clients
+        replies = yield from self.exchange(
+            "ask",
+            {c: Ask(prompts=tuple(prompts), stop=stop) for c, (prompts, stop) in hands.items()},
+            {c: self._cost(prompts, stop, c) for c, (prompts, stop) in hands.items()},
+        )
+        answered = list[str]()
+        for client, part in picked(replies, MomentSums, lambda _: True).items():
+            prompts, stop = hands[client]
+            if (len(part.total), len(part.squares)) == (len(prompts) * n_labels, len(prompts)):
+                answered.append(client)
+                self._note_scored(prompts, stop, [client])
+                for j, prompt in enumerate(prompts):
+                    mine = slice(j * n_labels, (j + 1) * n_labels)
+                    one = MomentSums(n=part.n, total=part.total[mine], squares=part.squares[j : j + 1])
+                    self._moments.setdefault(prompt.prompt_id, {})[client] = one
+        tasks = dict[str, Score]()
+        for client in answered:
+            prompts, stop = hands[client]
+            pooled = [self._prior_of(p) for p in prompts]
+            weights, bias = tuple(c.weights[0] for c in pooled), tuple(b for c in pooled for b in c.bias)
+            tasks[client] = Score(prompts=tuple(prompts), sets=singles(prompts), stop=stop, weights=weights, bias=bias)
+        if not tasks:
+            return {}
+        replies = yield from self.exchange("score", tasks)
+        return {
+            c: body
+            for c, body in picked(replies, Scored, lambda b: len(b.total) == len(b.diff)).items()
+            if len(body.total) == len(hands[c][0]) and body.n == min(hands[c][1], clients[c])
+        }
+
+    def _prior_of(self, prompt: PromptTemplate) -> Calibration:
+        parts = list(self._moments[prompt.prompt_id].values())
+        total, squares = (np.sum([getattr(p, name) for p in parts], axis=0) for name in ("total", "squares"))
+        return prior(sum(p.n for p in parts), total[None], squares)
 
     def _note_scored(self, prompts: Sequence[PromptTemplate], stop: int, clients: Iterable[str]) -> None:
         for client in clients:

@@ -26,9 +26,9 @@ from promptfed.prompts.soft import MAX_VECTORS, Projection
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import MAX_TRIES, Card, Federation, Standing, Steps, singles
 from promptfed.strategies.evolution import Distribution
-from promptfed.strategies.pool import Pool
+from promptfed.strategies.pool import Pool, distinct
 from promptfed.strategies.proposal import WRITE_SHARE, gather
-from promptfed.strategies.race import distinct, draft_like
+from promptfed.strategies.race import draft_like
 from promptfed.strategies.session import N_FINALISTS, Session, picked
 from promptfed.types import Capability, FloatArray
 

@@ -544,3 +544,46 @@ def test_the_set_is_chosen_by_its_score_less_its_penalty() -> None:
 
     assert [set(s) for s in plain] == [{0, 1}, {0, 2}, {1, 2}]
     assert set(apart[0]) == {0, 2}
+
+
+# ---------------------------------------------------------------- prompts dealt to single clients
+
+
+def test_clients_score_prompts_of_their_own_under_a_calibration_of_all_that_had_them() -> None:
+    """Client a has had P on its texts [0, 2) when b gets it on [0, 4): b calibrates on the moments of six texts."""
+    session = Session(federation())
+    moments_of = {"a": MomentSums(n=2, total=(2.0, -2.0), squares=(4.0,))}
+    moments_of["b"] = MomentSums(n=4, total=(-4.0, 4.0), squares=(8.0,))
+
+    def answer(round_: Round) -> Mapping[str, Reply]:
+        n = {c: body.stop for c, body in round_.tasks.items() if isinstance(body, Ask | Score)}
+        scored = {c: Scored(n=k or 0, total=(1.5,), diff=(0.0,), diff_sq=(0.0,)) for c, k in n.items()}
+        return replies({c: moments_of[c] if round_.name == "ask" else scored[c] for c in round_.tasks})
+
+    first, of_a = finish(session.score_each({"a": ([P[0]], 2)}), answer)
+    second, of_b = finish(session.score_each({"b": ([P[0]], 4)}), answer)
+
+    assert of_a["a"].total == of_b["b"].total == (1.5,)
+    assert [dict(r.grants) for r in (*first, *second)] == [{"a": 2}, {}, {"b": 4}, {}]
+    body = second[1].tasks["b"]
+    assert isinstance(body, Score)
+    # All six texts have squares of 1; their mean is (2 - 4) / 6, so the variance is 1 - 1/9, and bias = -weight * mean.
+    weight = 1.5 / np.sqrt(8 / 9)
+    np.testing.assert_allclose(body.weights, [weight])
+    np.testing.assert_allclose(body.bias, [weight / 3, -weight / 3])
+    assert session.spent == 6
+    assert session.cost([P[0]], 4, ["a", "b"]) == 2
+
+
+def test_who_does_not_answer_for_all_the_texts_is_missing() -> None:
+    session = Session(federation())
+
+    def answer(round_: Round) -> Mapping[str, Reply]:
+        if round_.name == "ask":
+            return replies({"a": flat_moments(3, 1), "b": Failed(reason="Lost")})
+        return replies({"a": Scored(n=2, total=(1.0,), diff=(0.0,), diff_sq=(0.0,))})
+
+    rounds, scored = finish(session.score_each({"a": ([P[0]], 3), "b": ([P[1]], 3)}), answer)
+
+    assert scored == {}
+    assert list(rounds[1].tasks) == ["a"]
