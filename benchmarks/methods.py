@@ -49,8 +49,21 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "methods"
 DEMO = ROOT / "examples" / "sentiment5" / "demo.toml"
 TOPICS = ROOT.parent / "shared" / "data" / "topics6"
+N_VALID = 300
 # Other settings of each method's options than its defaults, tried on a part of train: three trials a method in all.
-TRIALS: dict[str, tuple[dict[str, Any], ...]] = {}
+TRIALS: dict[str, tuple[dict[str, Any], ...]] = {
+    "race": ({"first_texts": 15}, {"first_texts": 40}),
+    "fedpob": ({"kind": "duelling"}, {"n_arms": 40, "exploration": 2.0}),
+    "fed_gepa": ({"n_texts": 15}, {"start_share": 0.35}),
+    "fed_icl": ({"n_shots": 1, "max_exemplars": 1}, {"relabel_share": 0.2}),
+    "aug_pe": ({"n_rounds": 1}, {"n_winners": 4}),
+    "dp_opt_vote": ({"vote_share": 0.15}, {"n_instructions": 2, "n_words": 5}),
+    "fedone_bdpl": ({"learning_rate": 8.0}, {"n_slots": 3, "n_ngrams": 20}),
+    "fedone_gs_bdpl": ({"temperature": 0.5}, {"n_slots": 3, "n_ngrams": 20}),
+    "fedbpt": ({"sigma": 0.5}, {"n_texts": 10}),
+    "fedavg_bbt": ({"sigma": 0.5}, {"n_texts": 10}),
+    "fedtextgrad": ({"merge": "structured"}, {"n_examples": 3, "n_reflecting": 2}),
+}
 
 
 def main() -> None:
@@ -173,8 +186,8 @@ def _packed(folder: Path, arm: str) -> dict[str, Any] | None:
 
 
 def trial(data: str, method: str, work: Path) -> None:
-    """Try each setting of a method's options once, on a part of train, and keep the best by the mean over arms and
-    milestones on the rest of train."""
+    """Try each setting of a method's options once, on a part of train, and keep the best by the mean over arms on
+    `N_VALID` other texts of train."""
     settings = [{}, *TRIALS.get(method, ())]
     if len(settings) == 1:
         return
@@ -184,11 +197,11 @@ def trial(data: str, method: str, work: Path) -> None:
         to = work / f"{data}-{method}-{i}"
         changes: dict[str, Any] = {f"method.options.{name}": value for name, value in options.items()}
         changes |= {"data.train": str(folder / "train.csv"), "data.test": str(folder / "valid.csv")}
-        changes |= {"budget.milestones": [500]}
+        changes |= {"budget.milestones": []}
         print(f"trying {to.name} {options}", file=sys.stderr, flush=True)
         _kept(to, configured(data, method, 0, 1000, **changes))
-        read = [r["metrics"]["accuracy"] for r in read_summary(to)["readings"]]
-        scores.append(float(np.mean([accuracy[arm]["mean"] for accuracy in read for arm in ARMS])))
+        accuracy = read_summary(to)["metrics"]["accuracy"]
+        scores.append(float(np.mean([accuracy[arm]["mean"] for arm in ("fm", "fm_pooled", "fm_single")])))
     best = int(np.argmax(scores))
     path = RESULTS / "options.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
@@ -207,13 +220,13 @@ def chosen_options(data: str, method: str) -> dict[str, Any]:
 
 
 def _split_train(data: str, work: Path) -> Path:
-    """Train once more in two: 70 in 100 to tune on, the rest to choose options by."""
+    """Train once more in two: `N_VALID` texts to choose options by, the rest to tune on."""
     folder = work / data
     if not (folder / "valid.csv").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         path = DEMO.parent / "train.csv.gz" if data == "sentiment5" else TOPICS / "train.csv"
         rows = _rows(path)
-        held = np.random.default_rng(0).random(len(rows)) < 0.3
+        held = np.random.default_rng(0).permutation(len(rows)) < N_VALID
         for name, wanted in (("train", False), ("valid", True)):
             with (folder / f"{name}.csv").open("w", newline="") as file:
                 writer = csv.DictWriter(file, list(rows[0]))

@@ -21,9 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from promptfed.errors import ConfigError
 from promptfed.prompts.artefact import PromptSet
@@ -36,14 +37,16 @@ from promptfed.types import Capability
 
 # Shares of the calls up to the next milestone. Choosing and calibrating get what is left, two fifths.
 FIRST_SHARE, VARY_SHARE, SECOND_SHARE = 0.26, 0.10, 0.22
-# Texts, over all clients, that decide the first heat: about 25 tell a hopeless prompt from a fair one.
-# With a small budget fewer texts, so that there is a choice at all.
-FIRST_TEXTS, LEAST_TEXTS = 25, 8
+# Texts, over all clients, that decide a first heat at least, where the budget is too small for more.
+LEAST_TEXTS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Race:
-    """The flagship method."""
+    """The flagship method. ``first_texts``, over all clients, decide a heat: about 25 tell a hopeless prompt from a
+    fair one. With a small budget it is fewer, so that there is a choice at all."""
+
+    first_texts: Annotated[int, Field(ge=1)] = 25
 
     name: ClassVar[str] = "race"
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.LABEL_CHOICE, Capability.TEXT})
@@ -57,7 +60,7 @@ class Race:
     def run(self, federation: Federation) -> Steps[PromptSet]:
         session = Session(federation)
         rng = federation.rng(1)
-        first_stop, n_first = first_heat(session)
+        first_stop, n_first = first_heat(session, self.first_texts)
         materials = yield from gather(session, rng)
         pool, finalists = Pool(session, first_stop), list[Draft]()
         drafts = distinct([draft_like(i, materials, rng) for i in range(n_first)])
@@ -91,10 +94,13 @@ class Race:
         return (yield from pool.finalists(known, min(int(budget * SECOND_SHARE), session.left)))
 
 
-def first_heat(session: Session) -> tuple[int, int]:
-    """Texts a client, and candidates, of the first heat. Raises `ConfigError` where there would be no choice."""
+def first_heat(session: Session, n_texts: int) -> tuple[int, int]:
+    """Texts a client, ``n_texts`` over all if the budget allows, and candidates of the first heat.
+
+    Raises `ConfigError` where there would be no choice.
+    """
     budget, n_clients = session.budget, len(session.federation.clients)
-    stop, least = (max(1, round(n / n_clients)) for n in (FIRST_TEXTS, LEAST_TEXTS))
+    stop, least = (max(1, round(n / n_clients)) for n in (n_texts, LEAST_TEXTS))
     while stop > least and int(budget * FIRST_SHARE) // (n_clients * stop) < N_SECOND:
         stop -= 1
     n_first = int(budget * FIRST_SHARE) // (n_clients * stop)
