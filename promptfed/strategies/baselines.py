@@ -36,6 +36,7 @@ class ZeroShot:
         paper="baseline: the instruction alone",
         sends=frozenset({"ask", "score", "newton"}),
         crosses="Sums of bounded scores.",
+        kinds=frozenset({"classification", "generation"}),
     )
 
     def run(self, federation: Federation) -> Steps[PromptSet]:
