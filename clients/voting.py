@@ -46,6 +46,7 @@ async def next_word(client: Client, task: NextWord) -> NoisyVotes:
         next_word_request(
             [(" ".join(data.texts[i].split()[:MAX_WORDS]), task.words[data.labels[i]]) for i in group],
             task.fields,
+            task.shown,
             task.written,
             task.candidates,
         )

@@ -247,12 +247,14 @@ class NextWord(Message):
 
     Each text is drawn by a coin of its own, with ``sampling_rate``, and then goes into one of ``n_groups``. Each group
     asks the FM, in a meta-prompt with its texts (``max_texts`` at most), which of the public ``candidates`` goes on
-    after ``written``, and is one vote: a text more moves one vote at most. ``fields`` and ``words`` are those of the
-    prompt. The coins are the client's secret, as is the noise, of standard deviation ``noise``.
+    after ``written``, in an instruction like those ``shown``, and is one vote: a text more moves one vote at most.
+    ``fields`` and ``words`` are those of the prompt. The coins are the client's secret, as is the noise, of standard
+    deviation ``noise``.
 
     ``release`` is the task's number among the releases of the run: two equal tasks get the same noise.
     """
 
+    shown: tuple[str, ...]
     written: str
     fields: tuple[str, str]
     words: tuple[str, ...]

@@ -37,7 +37,7 @@ from promptfed.messages.methods import NextWord
 from promptfed.privacy.accounting import Release, epsilon_of, noise_multiplier_for, rounded_up
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import FIELDS, Draft, named_fields
-from promptfed.prompts.meta import next_word_request
+from promptfed.prompts.meta import OPENING, next_word_request
 from promptfed.strategies.aug_pe import NOT_COVERED, sum_votes
 from promptfed.strategies.base import Card, Federation, Steps
 from promptfed.strategies.open_pool import (
@@ -59,7 +59,7 @@ from promptfed.types import Capability, FloatArray, TextRequest
 SENSITIVITY = math.sqrt(2.0)
 # Words that hold sentences together, whatever the task.
 GLUE = ("the", "a", "of", "is", "it", "that", "text", "as", "or", "and", "whether", "if", "to", "which", "by", "its")
-# An instruction shorter than this says nothing; a word does not come back within so many words.
+# An instruction shorter than this says nothing; one of these words may come back after so many others, others not.
 LEAST_WORDS, REPEAT = 3, 4
 # Instructions that the FM writes for their words, and words of a label that may stand in one.
 N_WRITTEN, N_TELLING = 6, 4
@@ -107,6 +107,7 @@ class DPOPTVote:
             for framed, written in zip(found.framed, found.written, strict=True)
         ]
         known, finalists = _Written(), list[Draft]()
+        known.beginnings += [text.split()[0].lower() for text in shown_instructions(federation)]
         for lengths in ballot.plan:
             for n_words in lengths:
                 written = yield from self._instruction(session, ballot, vocabulary, n_words, known)
@@ -136,10 +137,10 @@ class DPOPTVote:
     def _vocabulary(self, session: Session, found: Candidates, rng: np.random.Generator) -> Steps[list[str]]:
         """Words that an instruction may be made of, each once; those with a full stop end it."""
         federation = session.federation
-        asked = federation.instruction or f"Say whether the text is {' or '.join(federation.words)}."
+        shown = shown_instructions(federation)
         requests = [
             TextRequest(
-                prompt=f"Instruction: {asked}\nThe same instruction in other words:",
+                prompt="\n".join(f"{OPENING} {text}" for text in shown) + f"\n{OPENING}",
                 max_tokens=24,
                 temperature=0.9,
                 top_p=0.95,
@@ -148,7 +149,7 @@ class DPOPTVote:
             for _ in range(N_WRITTEN)
         ]
         texts = yield from session.write(requests)
-        words = re.findall(r"(?<!\S)[^\W\d_][\w'-]*[.]?(?![^\s,;:])", " ".join([asked, *texts]).lower())
+        words = re.findall(r"(?<!\S)[^\W\d_][\w'-]*[.]?(?![^\s,;:])", " ".join([*shown, *texts]).lower())
         telling = [framed_word(text) for mine in found.framed for text in mine[:N_TELLING]]
         ends = [f"{word}." for word in federation.words]
         return list(dict.fromkeys([*federation.words, *ends, *GLUE, *telling, *words]))
@@ -158,18 +159,20 @@ class DPOPTVote:
     ) -> Steps[str]:
         """One instruction, word by word. It begins as none that is ``known``, or all would be alike."""
         federation, words = session.federation, list[str]()
+        shown = shown_instructions(federation)
         fields = (*named_fields(federation.instruction), *FIELDS)[0]
         while len(words) < n_words and not (words and words[-1].endswith(".")):
-            barred = words[-REPEAT:] if words else known.beginnings
+            barred = [*words[-REPEAT:], *(w for w in words if w not in GLUE)] if words else known.beginnings
             may_end = len(words) + 1 >= LEAST_WORDS
-            options = [w for w in vocabulary if w not in barred and (may_end or not w.endswith("."))]
+            options = [w for w in vocabulary if w.rstrip(".") not in barred and (may_end or not w.endswith("."))]
             if not options:
                 break
-            opening = next_word_request((), fields, " ".join(words), ())
+            opening = next_word_request((), fields, shown, " ".join(words), ())
             likely, _ = yield from session.weigh([opening.text], options)
             candidates = [options[i] for i in np.argsort(-likely[0], kind="stable")[: self.n_candidates]]
             tasks = {
                 c: NextWord(
+                    shown=shown,
                     written=" ".join(words),
                     fields=fields,
                     words=federation.words,
@@ -234,6 +237,12 @@ class _Written:
     beginnings: list[str] = field(default_factory=list)
     n_votes: int = 0
     n_outputs: int = 0
+
+
+def shown_instructions(federation: Federation) -> tuple[str, ...]:
+    """What an instruction looks like: the person's own, if there is one, and one made of the label words."""
+    made = f"Say whether the text is {' or '.join(federation.words)}."
+    return (federation.instruction, made) if federation.instruction.strip() else (made,)
 
 
 def elected(candidates: Sequence[str], votes: FloatArray, n_groups: int, noise: float, n_clients: int) -> str:

@@ -24,6 +24,7 @@ from tests.support import LABELS, CountingFM, WordEncoder, sentences, wait_for
 
 NEAREST = NearestVotes(texts=("A dull film.", "A fine film."), noise=0.0, release=0)
 WORD = NextWord(
+    shown=("Judge it.",),
     written="Say whether it is",
     fields=("Text", "Label"),
     words=LABELS,
@@ -145,7 +146,7 @@ def test_a_text_stands_in_the_meta_prompt_on_one_line_and_not_longer_than_it_may
     assert block.startswith("Text: two lines word")
     assert block.endswith("\nLabel: positive")
     assert len(block.split()) == voting.MAX_WORDS + 3
-    assert ending.endswith("labelled by: Say whether it is")
+    assert ending == "Instruction: Judge it.\nInstruction: Say whether it is"
 
 
 # ---------------------------------------------------------------- noise

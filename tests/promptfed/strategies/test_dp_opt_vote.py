@@ -14,7 +14,7 @@ from promptfed.fm.scripted import ScriptedFM, overlap_rule
 from promptfed.messages import decode_reply, decode_task
 from promptfed.messages.methods import NextWord, NoisyVotes
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.meta import ENDING
+from promptfed.prompts.meta import OPENING
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.dp_opt_vote import DPOPTVote, elected
 from promptfed.types import LabelRequest
@@ -32,7 +32,7 @@ class TestContract(MethodContract):
 def planted(request: LabelRequest) -> list[float]:
     """A model that follows an instruction only if it says "crimson", and would write that word only after texts that
     are labelled (of itself, it likes "the" best)."""
-    if ENDING in request.text:
+    if OPENING in request.text:
         sees_texts = "Label:" in request.text
         likes = {" crimson": 3.0 if sees_texts else 0.5, " the": 1.0}
         return [likes.get(word, 0.0) for word in request.labels]
