@@ -21,6 +21,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,15 @@ from methods_tables import (
 
 from evaluators.compare import mean_interval
 from promptfed.app import resume, run
-from promptfed.config import Config, load_config
+from promptfed.config import FM, Config, load_config
+from promptfed.config import Encoder as Encoding
 from promptfed.errors import DataError
 from promptfed.federation.events import read_events
+from promptfed.fm.base import BaseFM
+from promptfed.registry import load_fm
 from promptfed.runs import correctness, read_summary
+from promptfed.types import Encoder
+from retrieval.encoder import SentenceEncoder
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "methods"
@@ -133,12 +139,19 @@ def measure(data: str, method: str, seed: int, calls: int, work: Path) -> None:
 def _kept(folder: Path, config: Config) -> None:
     if (folder / "summary.json").is_file():
         return
+    fm, encoder = models()
     if (folder / "config.toml").is_file():
-        resume(folder)
+        resume(folder, fm=fm, encoder=encoder)
     else:
         if folder.exists():
             shutil.rmtree(folder)
-        run(config, out=folder)
+        run(config, out=folder, fm=fm, encoder=encoder)
+
+
+@cache
+def models() -> tuple[BaseFM, Encoder]:
+    """The foundation model and the encoder of all runs, loaded once."""
+    return load_fm(FM().scorer), SentenceEncoder(Encoding().name)
 
 
 def recorded(folder: Path, data: str, method: str, seed: int) -> dict[str, Any]:
@@ -252,7 +265,7 @@ def quick(work: Path) -> dict[str, Any]:
     out = {}
     for method in ("race", "fedpob", "fedone_bdpl", "fedbpt", "zero_shot"):
         changes = {f"data.{part}": str(work / f"{part}.csv") for part in ("train", "test")}
-        run(configured("sentiment5", method, 1, 400, **changes, **{"budget.milestones": [250]}), out=work / method)
+        _kept(work / method, configured("sentiment5", method, 1, 400, **changes, **{"budget.milestones": [250]}))
         kept = recorded(work / method, "sentiment5", method, 1)
         out[method] = {arm: round(mean_interval(right([kept], arm))[0], 4) for arm in kept["right"]}
     return out
