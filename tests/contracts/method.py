@@ -164,7 +164,7 @@ class MethodContract:
         assert scene.fm.n_calls <= self.budget
 
     def test_it_works_for_six_labels_that_clients_hold_unevenly(self) -> None:
-        scene = bench(10, fm=self.fm(), topics=True, max_fm_calls=3 * self.budget, soft_space=self.fm().soft_space)
+        scene = bench(10, 10, fm=self.fm(), topics=True, max_fm_calls=3 * self.budget, soft_space=self.fm().soft_space)
 
         prompt, readings = self.run(scene, milestones=(2 * self.budget,))
 
