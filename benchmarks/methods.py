@@ -35,11 +35,9 @@ from methods_tables import (
     FEDERATED,
     MILESTONES,
     PERSONAL,
-    right,
     write_tables,
 )
 
-from evaluators.compare import mean_interval
 from promptfed.app import resume, run
 from promptfed.config import FM, Config, load_config
 from promptfed.config import Encoder as Encoding
@@ -53,6 +51,7 @@ from retrieval.encoder import SentenceEncoder
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "methods"
+PAGE = ROOT / "docs" / "methods" / "benchmark.md"
 DEMO = ROOT / "examples" / "sentiment5" / "demo.toml"
 TOPICS = ROOT.parent / "shared" / "data" / "topics6"
 N_VALID = 300
@@ -95,7 +94,7 @@ def main() -> None:
                 for method in args.methods:
                     measure(data, method, seed, args.calls, args.work)
     else:
-        print(json.dumps(write_tables(RESULTS), indent=2))
+        print(json.dumps(write_tables(RESULTS, PAGE), indent=2))
 
 
 # ------------------------------------------------------------------------------------------------ running
@@ -254,21 +253,21 @@ def _split_train(data: str, work: Path) -> Path:
 def quick(work: Path) -> dict[str, Any]:
     """A few methods with small budgets on a part of sentiment5: that all of it runs, not who is ahead."""
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    for part, n in (("train", 60), ("test", 30)):
+    (work / "results" / "sentiment5").mkdir(parents=True)
+    for part, n in (("train", 40), ("test", 16)):
         rows = _rows(DEMO.parent / f"{part}.csv.gz")
         with (work / f"{part}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             for client in sorted({row["client"] for row in rows}):
                 writer.writerows([row for row in rows if row["client"] == client][:n])
-    out = {}
+    changes: dict[str, Any] = {f"data.{part}": str(work / f"{part}.csv") for part in ("train", "test")}
+    changes |= {"budget.milestones": [200]}
     for method in ("race", "fedpob", "fedone_bdpl", "fedbpt", "zero_shot"):
-        changes = {f"data.{part}": str(work / f"{part}.csv") for part in ("train", "test")}
-        _kept(work / method, configured("sentiment5", method, 1, 400, **changes, **{"budget.milestones": [250]}))
-        kept = recorded(work / method, "sentiment5", method, 1)
-        out[method] = {arm: round(mean_interval(right([kept], arm))[0], 4) for arm in kept["right"]}
-    return out
+        _kept(work / method, configured("sentiment5", method, 1, 300, **changes))
+        record = recorded(work / method, "sentiment5", method, 1)
+        (work / "results" / "sentiment5" / f"{method}-1.json").write_text(json.dumps(record) + "\n")
+    return write_tables(work / "results", work / "benchmark.md")
 
 
 # ------------------------------------------------------------------------------------------------ helpers

@@ -14,7 +14,6 @@ from promptfed.registry import load_method
 from promptfed.types import FloatArray
 
 DATA = ("sentiment5", "topics6")
-DOCS = Path(__file__).parent.parent / "docs" / "methods"
 BELOW = "<!-- What is below is written by benchmarks/methods.py table. -->"
 CALLS, MILESTONES = 2500, (500, 1000)
 LONG = 5000
@@ -66,11 +65,11 @@ def paired(found: Sequence[Mapping[str, Any]], a: tuple[str, str], b: tuple[str,
     return compare(right([have[0][s] for s in seeds], a[1]), right([have[1][s] for s in seeds], b[1]))
 
 
-def write_tables(results: Path) -> dict[str, Any]:
-    """The rows of the claim, and docs/methods/benchmark.md with its picture."""
+def write_tables(results: Path, page: Path) -> dict[str, Any]:
+    """The rows of the claim; and below `BELOW` in ``page`` the tables, with a picture beside it."""
     out: dict[str, Any] = {}
-    page = DOCS / "benchmark.md"
-    parts = [page.read_text(encoding="utf-8").partition(BELOW)[0] + BELOW]
+    above = page.read_text(encoding="utf-8").partition(BELOW)[0] if page.is_file() else ""
+    parts = [above + BELOW, f"\n![Accuracy against FM calls]({page.stem}.png)"]
     for data in DATA:
         found = records(results, data)
         if found:
@@ -82,7 +81,7 @@ def write_tables(results: Path) -> dict[str, Any]:
             }
             parts += [f"\n## {data}\n", *_markdown(out[data])]
     page.write_text("\n".join(parts) + "\n", encoding="utf-8")
-    draw({data: rows["methods"] for data, rows in out.items()}, DOCS / "benchmark.png")
+    draw({data: rows["methods"] for data, rows in out.items()}, page.with_suffix(".png"))
     return out
 
 
