@@ -262,9 +262,9 @@ def quick(work: Path) -> dict[str, Any]:
             for client in sorted({row["client"] for row in rows}):
                 writer.writerows([row for row in rows if row["client"] == client][:n])
     changes: dict[str, Any] = {f"data.{part}": str(work / f"{part}.csv") for part in ("train", "test")}
-    changes |= {"budget.milestones": [200]}
+    changes |= {"budget.milestones": [420]}
     for method in ("race", "fedpob", "fedone_bdpl", "fedbpt", "zero_shot"):
-        _kept(work / method, configured("sentiment5", method, 1, 300, **changes))
+        _kept(work / method, configured("sentiment5", method, 1, 450, **changes))
         record = recorded(work / method, "sentiment5", method, 1)
         (work / "results" / "sentiment5" / f"{method}-1.json").write_text(json.dumps(record) + "\n")
     return write_tables(work / "results", work / "benchmark.md")

@@ -218,8 +218,9 @@ def _method_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]
 
 def _race_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """race against every other federated method, arm by arm and milestone by milestone."""
+    read = sorted({m["milestone"] for r in found for m in r["readings"]})
     for method in FEDERATED[1:]:
-        for milestone in (*MILESTONES, CALLS, LONG):
+        for milestone in read:
             for arm in ARMS:
                 versus = paired(found, (FLAGSHIP, f"{arm}@{milestone}"), (method, f"{arm}@{milestone}"))
                 if versus is not None:
