@@ -8,6 +8,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from promptfed.errors import ConfigError
 from promptfed.fm.base import BaseFM
 from promptfed.fm.cache import CachedFM
@@ -32,10 +34,9 @@ def describe_method(name: str) -> dict[str, Any]:
     """
     method: Any = load_method(name)
     card = method.card
-    options = [
-        {"name": f.name, "type": str(f.type), "default": getattr(method, f.name)}
-        for f in (fields(method) if is_dataclass(method) else ())
-    ]
+    known = fields(method) if is_dataclass(method) else ()
+    schema: dict[str, Any] = TypeAdapter(type(method)).json_schema()["properties"] if known else {}
+    options = [{"name": f.name, "type": _in_words(schema[f.name]), "default": getattr(method, f.name)} for f in known]
     return {
         "name": name,
         "needs": sorted(method.needs),
@@ -47,6 +48,23 @@ def describe_method(name: str) -> dict[str, Any]:
         "crosses": card.crosses,
         "options": options,
     }
+
+
+_TYPES = {"integer": "int", "number": "float", "string": "text", "boolean": "true or false", "null": "none"}
+_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+
+
+def _in_words(schema: Mapping[str, Any]) -> str:
+    """What may stand for an option, from its JSON schema: "int, at least 1"."""
+    if "anyOf" in schema:
+        return " or ".join(map(_in_words, schema["anyOf"]))
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    kind = str(schema.get("type", "any"))
+    bounds = [f"{words} {schema[name]:g}" for name, words in _BOUNDS.items() if name in schema]
+    return ", ".join([_TYPES.get(kind, kind), *bounds])
 
 
 def methods_for(kind: TaskKind) -> list[str]:
