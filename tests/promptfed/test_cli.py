@@ -163,10 +163,13 @@ def test_compare_report_and_methods(workspace: Path) -> None:
 def test_methods_shows_one_method_with_its_options(tmp_path: Path) -> None:
     shown = promptfed("methods", "manual_few_shot")
     found = json.loads(promptfed("methods", "local_only", "--json").stdout)
+    bounded = promptfed("methods", "fedbpt").stdout
     unknown = promptfed("methods", "rase")
 
     assert "prompt" in shown.stdout
-    assert "str | None" in shown.stdout
+    assert "float, at least 0, below 1" in bounded
+    assert "full | separable | low_rank" in bounded
+    assert "text or none" in shown.stdout
     assert [(o["name"], o["default"]) for o in found["options"]] == [("inner", "race"), ("inner_options", {})]
     assert found["sends"] == ["ask", "newton", "score", "vote", "weigh", "write"]
     assert (unknown.returncode, "did you mean 'race'" in unknown.stderr) == (2, True)
