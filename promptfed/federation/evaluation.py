@@ -30,7 +30,7 @@ from promptfed.messages import (
     Stack,
 )
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.calibration import Calibration, newton_step, prior
+from promptfed.prompts.calibration import Calibration, flattened, newton_step, prior
 from promptfed.strategies.base import Federation, Reading, Round, Steps, candidate_sets
 from promptfed.strategies.session import picked, sum_newton_parts
 
@@ -85,7 +85,7 @@ def offers(federation: Federation, reading: Reading) -> Steps[dict[str, Offer]]:
     total = np.sum([np.reshape(b.total, shape) for b in sums.values()], axis=0)
     squares = np.sum([b.squares for b in sums.values()], axis=0)
     pooled = [prior(n, of[None], np.array([sq])) for of, sq in zip(total, squares, strict=True)]
-    weights, bias = tuple(c.weights[0] for c in pooled), tuple(b for c in pooled for b in c.bias)
+    weights, bias = flattened(pooled)
     tasks = {
         c: Score(prompts=prompts, sets=tuple(sets), stop=stop, weights=weights, bias=bias) for c, stop in stops.items()
     }

@@ -122,6 +122,11 @@ def mix(parts: Sequence[tuple[float, FloatArray]]) -> Calibration:
     return Calibration(weights=tuple(w / n for w, _ in parts), bias=tuple(bias.tolist()))
 
 
+def flattened(each: Sequence[Calibration]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Weights (J,) and flat bias (J x K) of calibrations of single prompts, as messages carry them."""
+    return tuple(c.weights[0] for c in each), tuple(b for c in each for b in c.bias)
+
+
 def batch_calibration(scores: FloatArray) -> Calibration:
     """The label-free prior from the scores themselves, shape (n, J, K)."""
     return prior(len(scores), *moments(scores))

@@ -99,6 +99,17 @@ def named_fields(instruction: str) -> tuple[tuple[str, str], ...]:
     return tuple((source, asked) for source in SOURCES) if asked else ()
 
 
+def likely_fields(instruction: str) -> tuple[tuple[str, str], ...]:
+    """Field names to draw from: what the person asks for, and more often than any other name, since it is the best one
+    can know without a call."""
+    return (*named_fields(instruction) * 3, *FIELDS)
+
+
+def bare_draft(instruction: str, words: tuple[str, ...]) -> Draft:
+    """The instruction and an empty form, whose second field is what it asks for."""
+    return Draft(instruction=instruction, fields=likely_fields(instruction)[0], exemplars=(), words=words)
+
+
 def usable_exemplar(text: str, *, max_words: int) -> bool:
     """Short, on one line, without a slot: it can stand in a prompt."""
     return 2 <= len(text.split()) <= max_words and "\n" not in text and SLOT not in text
@@ -121,6 +132,15 @@ def draw_exemplars(materials: Materials, n: int, rng: np.random.Generator) -> tu
     """``n`` different exemplars of each label (as far as there are), in random order."""
     chosen = [(texts[i], k) for k, texts in enumerate(materials.exemplars) for i in rng.permutation(len(texts))[:n]]
     return tuple(chosen[i] for i in rng.permutation(len(chosen)))
+
+
+def draft_like(i: int, materials: Materials, rng: np.random.Generator) -> Draft:
+    """Seed draft number i: the first is the person's instruction alone, the others have one exemplar a label."""
+    if i == 0:
+        return Draft(
+            instruction=materials.instructions[0], fields=materials.fields[0], exemplars=(), words=materials.words
+        )
+    return random_draft(materials, rng)
 
 
 def crossover(a: Draft, b: Draft, rng: np.random.Generator) -> Draft:

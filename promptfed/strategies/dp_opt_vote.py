@@ -36,7 +36,7 @@ from pydantic import Field
 from promptfed.messages.methods import NextWord
 from promptfed.privacy.accounting import Release, epsilon_of, noise_multiplier_for, rounded_up
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.grammar import FIELDS, Draft, named_fields
+from promptfed.prompts.grammar import Draft, likely_fields
 from promptfed.prompts.meta import OPENING, next_word_request
 from promptfed.strategies.aug_pe import NOT_COVERED, sum_votes
 from promptfed.strategies.base import Card, Federation, Steps
@@ -160,7 +160,7 @@ class DPOPTVote:
         """One instruction, word by word. It begins as none that is ``known``, or all would be alike."""
         federation, words = session.federation, list[str]()
         shown = shown_instructions(federation)
-        fields = (*named_fields(federation.instruction), *FIELDS)[0]
+        fields = likely_fields(federation.instruction)[0]
         while len(words) < n_words and not (words and words[-1].endswith(".")):
             barred = [*words[-REPEAT:], *(w for w in words if w not in GLUE)] if words else known.beginnings
             may_end = len(words) + 1 >= LEAST_WORDS

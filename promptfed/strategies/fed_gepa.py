@@ -28,11 +28,11 @@ import numpy as np
 from promptfed.errors import RunError
 from promptfed.messages.methods import Wins, Won
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.grammar import FRAMES, Draft, Materials, crossover, edit, random_draft
+from promptfed.prompts.grammar import FRAMES, Draft, Materials, bare_draft, crossover, edit, random_draft
 from promptfed.strategies.base import Card, Federation, Steps, singles
 from promptfed.strategies.pool import Pool
 from promptfed.strategies.proposal import WRITE_SHARE, gather
-from promptfed.strategies.reflecting import Reflecting, best_of, first_draft, next_in_turn, public_words
+from promptfed.strategies.reflecting import Reflecting, best_of, next_in_turn, public_words
 from promptfed.strategies.session import RESERVE, Session, picked
 from promptfed.types import Capability, FloatArray
 
@@ -76,7 +76,7 @@ class FedGEPA:
     def run(self, federation: Federation) -> Steps[PromptSet]:
         session, rng = Session(federation, reserve=self.reserve), federation.rng(1)
         pool = Pool(session, max(1, round(self.n_texts / len(federation.clients))))
-        start = first_draft(federation)
+        start = bare_draft(federation.instruction, federation.words)
         reflecting = Reflecting(
             n_examples=self.n_examples,
             n_steps=self.n_steps,

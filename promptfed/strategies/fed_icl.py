@@ -28,11 +28,10 @@ from pydantic import Field
 from promptfed.messages import Votes
 from promptfed.messages.methods import Relabel
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.grammar import FRAMES, Draft, Materials, draw_exemplars, random_draft
+from promptfed.prompts.grammar import FRAMES, Draft, Materials, draft_like, draw_exemplars, random_draft
 from promptfed.strategies.base import Card, Federation, Steps
-from promptfed.strategies.pool import Pool, alike
+from promptfed.strategies.pool import Pool, concluded
 from promptfed.strategies.proposal import WRITE_SHARE, gather, odds_of
-from promptfed.strategies.race import draft_like
 from promptfed.strategies.session import RESERVE, Session, picked
 from promptfed.types import Capability, FloatArray, IntArray
 
@@ -81,8 +80,7 @@ class FedICL:
             yield from self._search(session, pool, answers, materials, [*finalists, start], rng)
             calls = min(int(session.budget * self.final_share), session.left)
             finalists = yield from pool.finalists(finalists, calls)
-            templates = [draft.template() for draft in finalists]
-            prompt = yield from session.conclude(templates, penalty=lambda s: alike(finalists, s))  # noqa: B023
+            prompt = yield from concluded(session, finalists)
             if session.is_over:
                 return prompt
 

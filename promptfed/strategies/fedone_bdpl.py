@@ -38,14 +38,13 @@ from promptfed.errors import ConfigError, WireError
 from promptfed.messages.methods import CountNgrams, NgramCounts, Policy, PolicyStep, packed, unpacked
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import prior
-from promptfed.prompts.grammar import Draft, Materials
+from promptfed.prompts.grammar import Draft, Materials, draft_like
 from promptfed.prompts.ngrams import candidates, counted, joined, ranked
 from promptfed.prompts.slots import entropy, floored, most_probable
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Card, Federation, Steps
 from promptfed.strategies.pool import Pool
 from promptfed.strategies.proposal import gather
-from promptfed.strategies.race import draft_like
 from promptfed.strategies.session import N_FINALISTS, RESERVE, Session, picked
 from promptfed.types import Capability
 
@@ -112,20 +111,14 @@ class FedOneBDPL:
 
     def _check_budget(self, session: Session) -> int:
         """Texts a client that choose the template. Raises `ConfigError` where there is not one round in the budget."""
-        clients, budget = session.federation.clients, session.budget
+        clients = session.federation.clients
         stop = max(1, round(TEMPLATE_TEXTS / len(clients)))
         largest = sorted(map(self._calls, clients.values()))[-self.clients_per_round :]
         n_labels = len(session.federation.labels)
         # The template alone on its texts, a round, and what `gather` takes even of a small budget.
         least = sum(min(stop, n) for n in clients.values()) + sum(largest) + 2 * n_labels + 10
         needed = int(np.ceil((least + 1) / max(1 - self.reserve - WRITING, 0.01)))
-        if budget < needed:
-            is_whole = budget == session.federation.max_fm_calls
-            key = "budget.max_fm_calls" if is_whole else "the first of budget.milestones"
-            raise ConfigError(
-                f"{key} = {budget} is too small for one round of {self.name} with {len(clients)} clients; "
-                f"give at least {needed}"
-            )
+        session.require(needed, f"one round of {self.name} with {len(clients)} clients")
         return stop
 
     def _vocabulary(self, session: Session, materials: Materials) -> Steps[tuple[str, ...]]:

@@ -31,13 +31,12 @@ from promptfed.errors import RunError, WireError
 from promptfed.messages import Scored
 from promptfed.messages.methods import Embed, Embedded, unpacked
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.grammar import FRAMES, Draft, Materials, draw_exemplars
+from promptfed.prompts.grammar import FRAMES, Draft, Materials, draft_like, draw_exemplars
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.bandit import DuelBandit, LinearBandit
 from promptfed.strategies.base import MAX_TRIES, Card, Federation, Steps
-from promptfed.strategies.pool import alike, diverse
+from promptfed.strategies.pool import concluded, diverse
 from promptfed.strategies.proposal import WRITE_SHARE, gather
-from promptfed.strategies.race import draft_like
 from promptfed.strategies.session import N_FINALISTS, RESERVE, Session, picked
 from promptfed.types import Capability, FloatArray, IntArray
 
@@ -101,11 +100,11 @@ class FedPOB:
             hands = {c: ([prompts[a] for a in mine], stop) for c, (mine, stop) in dealt.items()}
             cost = sum(session.cost(mine, stop, [c]) for c, (mine, stop) in hands.items())
             if not hands or cost > session.search_left:
-                templates = [draft.template() for draft in best]
-                prompt = yield from session.conclude(templates, penalty=lambda s: alike(best, s))  # noqa: B023
+                prompt = yield from concluded(session, best)
                 if session.is_over:
                     return prompt
                 # They have been scored on more texts now, which costs nothing to hear of.
+                templates = [draft.template() for draft in best]
                 mine, stop = [arms.index(draft) for draft in best], session.reach(templates, 0)
                 dealt = {c: (mine, min(stop, n)) for c, n in federation.clients.items() if stop > 0}
                 hands = {c: (templates, stop) for c, (_, stop) in dealt.items()}

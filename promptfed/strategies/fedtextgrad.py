@@ -22,10 +22,10 @@ from typing import ClassVar, Literal
 
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.feedback import merge_prompt, read_instruction, sentences
-from promptfed.prompts.grammar import Draft
+from promptfed.prompts.grammar import Draft, bare_draft
 from promptfed.strategies.base import Card, Federation, Steps
 from promptfed.strategies.pool import Pool
-from promptfed.strategies.reflecting import Reflecting, best_of, first_draft, next_in_turn, public_words
+from promptfed.strategies.reflecting import Reflecting, best_of, next_in_turn, public_words
 from promptfed.strategies.session import RESERVE, Session
 from promptfed.types import Capability, TextRequest
 
@@ -72,7 +72,7 @@ class FedTextGrad:
     def run(self, federation: Federation) -> Steps[PromptSet]:
         session, rng = Session(federation, reserve=self.reserve), federation.rng(1)
         pool = Pool(session, max(1, round(self.n_texts / len(federation.clients))))
-        start = first_draft(federation)
+        start = bare_draft(federation.instruction, federation.words)
         incumbent, n_idle, turns = start, 0, Counter[str]()
         reflecting = Reflecting(
             n_examples=self.n_examples,

@@ -11,15 +11,15 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 
 import numpy as np
 
 from promptfed.errors import ConfigError
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.grammar import FIELDS, FRAMES, Draft, Materials, named_fields, random_draft, usable_exemplar
+from promptfed.prompts.grammar import FRAMES, Draft, Materials, draft_like, likely_fields, usable_exemplar
 from promptfed.strategies.base import Federation, Steps
-from promptfed.strategies.pool import Pool, alike, distinct
+from promptfed.strategies.pool import Pool, alike, concluded, distinct
 from promptfed.strategies.proposal import EXEMPLAR_WORDS, FLUENCY, clean_texts, writing_requests
 from promptfed.strategies.session import N_FINALISTS, Session
 
@@ -102,7 +102,7 @@ def materials_of(
     """Materials with the person's instruction, and the field names that it asks for more often than others."""
     return Materials(
         instructions=(federation.instruction, *instructions),
-        fields=(*named_fields(federation.instruction) * 3, *FIELDS),
+        fields=likely_fields(federation.instruction),
         exemplars=tuple(map(tuple, exemplars)),
         words=federation.words,
         other_words=tuple(map(tuple, other_words)) or ((),) * len(federation.labels),
@@ -111,9 +111,7 @@ def materials_of(
 
 def drafts_of(materials: Materials, rng: np.random.Generator) -> Iterator[Draft]:
     """The person's instruction alone, then random drafts without end."""
-    yield Draft(instruction=materials.instructions[0], fields=materials.fields[0], exemplars=(), words=materials.words)
-    while True:
-        yield random_draft(materials, rng)
+    return (draft_like(i, materials, rng) for i in count())
 
 
 def campaign(
@@ -131,8 +129,7 @@ def campaign(
         ranked = yield from session.rank_sets(templates, stop, lambda s: alike(survivors, s))
         survivors = list(dict.fromkeys(survivors[i] for s in ranked for i in s))
     finalists = survivors[: max(N_FINALISTS, session.federation.max_prompts)]
-    prompt = yield from session.conclude([d.template() for d in finalists], penalty=lambda s: alike(finalists, s))
-    return finalists, prompt
+    return finalists, (yield from concluded(session, finalists))
 
 
 def texts_of_a_heat(session: Session, method: str, spent: int) -> int:

@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
+from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import Draft, similarity
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Standing, Steps, singles
@@ -47,17 +48,7 @@ class Pool:
         standings = yield from self._session.score(prompts, singles(prompts), self.stop)
         self._entries |= zip(drafts, standings, strict=True)
         leader = self.best(1)[0]
-        self._session.federation.log(
-            "heat",
-            {
-                "fm_calls": self._session.spent,
-                "n_candidates": len(drafts),
-                "n_texts": self._entries[leader].n,
-                "best_score": self._entries[leader].score,
-                "best_prompt": leader.template().text,
-                "best_words": list(leader.words),
-            },
-        )
+        log_heat(self._session, len(drafts), leader.template(), self._entries[leader])
 
     def best(self, n: int) -> list[Draft]:
         return sorted(self._entries, key=lambda d: -self._entries[d].score)[:n]
@@ -75,6 +66,26 @@ class Pool:
         stop = session.reach(templates, max_calls)
         ranked = yield from session.rank_sets(templates, stop, lambda s: alike(survivors, s))
         return list(dict.fromkeys(survivors[i] for s in ranked for i in s))[:N_FINALISTS]
+
+
+def log_heat(session: Session, n_candidates: int, leader: PromptTemplate, standing: Standing) -> None:
+    """Tell the event log of a heat, and of the best prompt so far."""
+    session.federation.log(
+        "heat",
+        {
+            "fm_calls": session.spent,
+            "n_candidates": n_candidates,
+            "n_texts": standing.n,
+            "best_score": standing.score,
+            "best_prompt": leader.text,
+            "best_words": list(leader.words),
+        },
+    )
+
+
+def concluded(session: Session, drafts: Sequence[Draft]) -> Steps[PromptSet]:
+    """`Session.conclude` with ``drafts``, best first, where a set pays for their likeness."""
+    return (yield from session.conclude([d.template() for d in drafts], penalty=lambda s: alike(drafts, s)))
 
 
 def diverse(worth: Mapping[Draft, float], n: int) -> list[Draft]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from promptfed.prompts.grammar import FIELDS, FRAMES, Materials, named_fields, usable_exemplar
+from promptfed.prompts.grammar import FRAMES, Materials, likely_fields, usable_exemplar
 from promptfed.strategies.base import Federation, Steps
 from promptfed.strategies.proposal_answers import gather_pairs
 from promptfed.strategies.session import Session
@@ -85,11 +85,9 @@ def gather(session: Session, rng: np.random.Generator) -> Steps[Materials]:
             "words": dict(zip(federation.labels, map(list, other_words), strict=True)),
         },
     )
-    named = named_fields(federation.instruction)
     return Materials(
         instructions=(federation.instruction,),
-        # What the person asks for, and more often than any other name: it is the best one can know without a call.
-        fields=(*named * 3, *FIELDS),
+        fields=likely_fields(federation.instruction),
         exemplars=tuple(exemplars),
         words=federation.words,
         other_words=tuple(other_words),

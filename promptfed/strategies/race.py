@@ -26,11 +26,10 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from promptfed.errors import ConfigError
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.grammar import Draft, Materials, crossover, edit, random_draft
+from promptfed.prompts.grammar import Draft, Materials, crossover, draft_like, edit, random_draft
 from promptfed.strategies.base import Card, Federation, Steps
-from promptfed.strategies.pool import N_SECOND, Pool, alike, distinct
+from promptfed.strategies.pool import N_SECOND, Pool, concluded, distinct
 from promptfed.strategies.proposal import gather
 from promptfed.strategies.session import Session
 from promptfed.types import Capability
@@ -66,8 +65,7 @@ class Race:
         drafts = distinct([draft_like(i, materials, rng) for i in range(n_first)])
         while True:
             finalists = yield from self._campaign(session, pool, [*finalists], drafts, materials, rng)
-            templates = [draft.template() for draft in finalists]
-            prompt = yield from session.conclude(templates, penalty=lambda s: alike(finalists, s))  # noqa: B023
+            prompt = yield from concluded(session, finalists)
             if session.is_over:
                 return prompt
             n_new = int(session.budget * FIRST_SHARE / 2) // (len(federation.clients) * first_stop)
@@ -104,22 +102,10 @@ def first_heat(session: Session, n_texts: int) -> tuple[int, int]:
     while stop > least and int(budget * FIRST_SHARE) // (n_clients * stop) < N_SECOND:
         stop -= 1
     n_first = int(budget * FIRST_SHARE) // (n_clients * stop)
-    if n_first < 3:
-        needed = int(np.ceil(3 * n_clients * least / FIRST_SHARE))
-        key = "budget.max_fm_calls" if budget == session.federation.max_fm_calls else "the first of budget.milestones"
-        raise ConfigError(
-            f"{key} = {budget} is too small for one round of race with {n_clients} clients; give at least {needed}"
-        )
+    # Of three: with fewer there is nothing to choose.
+    needed = int(np.ceil(3 * n_clients * least / FIRST_SHARE))
+    session.require(needed, f"one round of race with {n_clients} clients")
     return stop, n_first
-
-
-def draft_like(i: int, materials: Materials, rng: np.random.Generator) -> Draft:
-    """Seed draft number i: the first is the person's instruction alone, the others have one exemplar a label."""
-    if i == 0:
-        return Draft(
-            instruction=materials.instructions[0], fields=materials.fields[0], exemplars=(), words=materials.words
-        )
-    return random_draft(materials, rng)
 
 
 def vary(parents: Sequence[Draft], materials: Materials, rng: np.random.Generator, n: int, known: Pool) -> list[Draft]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from promptfed.messages.methods import Reflect, Reflected
 from promptfed.prompts.feedback import read_instruction
-from promptfed.prompts.grammar import FIELDS, Draft, named_fields
+from promptfed.prompts.grammar import Draft
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Federation, Steps
 from promptfed.strategies.pool import Pool
@@ -72,12 +72,6 @@ class Reflecting:
             },
         )
         return {c: text for c, text in sorted(read.items()) if text and text != draft.instruction}
-
-
-def first_draft(federation: Federation) -> Draft:
-    """The person's instruction and an empty form, whose second field is what it asks for."""
-    fields = (*named_fields(federation.instruction), *FIELDS)
-    return Draft(instruction=federation.instruction, fields=fields[0], exemplars=(), words=federation.words)
 
 
 def best_of(pool: Pool, start: Draft, n: int = N_FINALISTS) -> list[PromptTemplate]:

@@ -26,7 +26,7 @@ from promptfed.messages import (
     Written,
 )
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.calibration import Calibration, NewtonSums, newton_step, prior
+from promptfed.prompts.calibration import Calibration, NewtonSums, flattened, newton_step, prior
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import (
     MAX_TRIES,
@@ -98,13 +98,13 @@ class Session:
         """Calls from the last reading to the next milestone."""
         return max(self.milestone - self._since, 0)
 
-    def require(self, needed: int, what: str) -> None:
+    def require(self, needed: int, what: str, otherwise: str = "") -> None:
         """Raise `ConfigError` where fewer than ``needed`` calls are there up to the next milestone; ``what`` needs them
-        at least, and says what else would help."""
+        at least. ``otherwise``: what else would help."""
         if self.budget < needed:
             whole = self.budget == self.federation.max_fm_calls
             key = "budget.max_fm_calls" if whole else "the first of budget.milestones"
-            raise ConfigError(f"{key} = {self.budget} is too small for {what}; give at least {needed}")
+            raise ConfigError(f"{key} = {self.budget} is too small for {what}; give at least {needed}{otherwise}")
 
     def affords(self, cost: int, best: Sequence[PromptTemplate]) -> Steps[bool]:
         """Whether the search may spend ``cost`` more calls; milestones that they would pass are read first, with
@@ -352,8 +352,7 @@ class Session:
 
     def pooled(self, prompts: Sequence[PromptTemplate]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Weights (J,) and flat bias (J x K) of each prompt's label-free calibration when it was last asked about."""
-        each = [self._pooled[p.prompt_id] for p in prompts]
-        return tuple(c.weights[0] for c in each), tuple(b for c in each for b in c.bias)
+        return flattened([self._pooled[p.prompt_id] for p in prompts])
 
     def score_each(self, hands: Mapping[str, tuple[Sequence[PromptTemplate], int]]) -> Steps[dict[str, Scored]]:
         """Score at each client prompts of its own on its texts [0, stop): ``hands`` maps a client to (prompts, stop).
@@ -380,8 +379,7 @@ class Session:
         tasks = dict[str, Score]()
         for client in answered:
             prompts, stop = hands[client]
-            pooled = [self._prior_of(p) for p in prompts]
-            weights, bias = tuple(c.weights[0] for c in pooled), tuple(b for c in pooled for b in c.bias)
+            weights, bias = flattened([self._prior_of(p) for p in prompts])
             tasks[client] = Score(prompts=tuple(prompts), sets=singles(prompts), stop=stop, weights=weights, bias=bias)
         if not tasks:
             return {}

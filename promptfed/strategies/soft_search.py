@@ -21,14 +21,13 @@ from pydantic import Field
 from promptfed.errors import ConfigError, RunError, WireError
 from promptfed.messages.methods import Evolve, Evolved, packed, unpacked
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.grammar import FIELDS, FRAMES, Draft, named_fields, random_draft
+from promptfed.prompts.grammar import FRAMES, bare_draft, draft_like, random_draft
 from promptfed.prompts.soft import MAX_VECTORS, Projection
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import MAX_TRIES, Card, Federation, Standing, Steps, singles
 from promptfed.strategies.evolution import Distribution
-from promptfed.strategies.pool import Pool, distinct
+from promptfed.strategies.pool import Pool, distinct, log_heat
 from promptfed.strategies.proposal import WRITE_SHARE, gather
-from promptfed.strategies.race import draft_like
 from promptfed.strategies.session import N_FINALISTS, Session, picked
 from promptfed.types import Capability, FloatArray
 
@@ -188,19 +187,15 @@ class SoftSearch(ABC):
 
     def _check_budget(self, session: Session, board: Board) -> None:
         """Raises `ConfigError` unless the calls up to the first milestone pay for a round."""
-        federation, budget = session.federation, session.milestone
+        federation = session.federation
         least = self._cost(min(self.clients_per_round, len(federation.clients), 2), session, board) + 2 * board.cost
         share = self.reserve
         if self.shots:
             least += len(federation.words) + len(FRAMES)
             share += WRITE_SHARE * (1 if federation.public else 2) + TEMPLATE_SHARE
         needed = math.ceil(least / (1 - share)) + 1 if share < 1 else 10**9
-        if budget < needed:
-            key = "budget.max_fm_calls" if budget == federation.max_fm_calls else "the first of budget.milestones"
-            raise ConfigError(
-                f"{key} = {budget} is too small for one round of {self.name} with {len(federation.clients)} clients; "
-                f"give at least {needed}, or less to do: population, n_iterations, n_texts"
-            )
+        what = f"one round of {self.name} with {len(federation.clients)} clients"
+        session.require(needed, what, ", or less to do: population, n_iterations, n_texts")
 
     # ---------------------------------------------------------------------------------------------- steps
 
@@ -208,10 +203,7 @@ class SoftSearch(ABC):
         """The text prompt behind the soft one."""
         federation = session.federation
         if not self.shots:
-            fields = (*named_fields(federation.instruction), *FIELDS)[0]
-            return Draft(
-                instruction=federation.instruction, fields=fields, exemplars=(), words=federation.words
-            ).template()
+            return bare_draft(federation.instruction, federation.words).template()
         n_calls = int(TEMPLATE_SHARE * session.milestone)
         materials = yield from gather(session, rng)
         pool = Pool(session, stop)
@@ -285,17 +277,7 @@ class Board:
         standings = yield from self._session.score(fresh, singles(fresh), self.stop)
         self._entries |= zip(fresh, standings, strict=True)
         leader = max(self._entries, key=lambda p: self._entries[p].score)
-        self._session.federation.log(
-            "heat",
-            {
-                "fm_calls": self._session.spent,
-                "n_candidates": len(fresh),
-                "n_texts": self._entries[leader].n,
-                "best_score": self._entries[leader].score,
-                "best_prompt": leader.text,
-                "best_words": list(leader.words),
-            },
-        )
+        log_heat(self._session, len(fresh), leader, self._entries[leader])
 
     def loss(self, prompt: PromptTemplate) -> float:
         return -self._entries[prompt].score

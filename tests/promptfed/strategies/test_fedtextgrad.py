@@ -42,8 +42,7 @@ class TestContractWithATellTale(MethodContract):
     def fm(self) -> BaseFM:
         return TellTale(lambda text: f"Watch out for {text}")
 
-    def test_it_sends_what_its_card_says(self) -> None:
-        pytest.skip("nothing passes the gate, so no merge is written")
+    test_it_sends_what_its_card_says = None  # nothing passes the gate, so no merge is written
 
 
 # ---------------------------------------------------------------- quality

@@ -29,10 +29,12 @@ from promptfed.messages import (
     Written,
 )
 from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.grammar import draft_like
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Federation, Round
+from promptfed.strategies.pool import distinct
 from promptfed.strategies.proposal import clean_texts
-from promptfed.strategies.race import Race, distinct, draft_like
+from promptfed.strategies.race import Race
 from tests.contracts.method import MethodContract
 from tests.support import (
     CHEERFUL,
