@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from clients.data import Labelled
-from clients.scores import ScoreStore
+from clients.scores import Marks, Said, ScoreStore
 from evaluators.answers import per_text
 from promptfed.errors import RunError
 from promptfed.fm.base import BaseFM
@@ -46,6 +46,20 @@ class AnswerStore(ScoreStore):
         """The answer of ``prompts`` together to each text of ``rows``, which all of them were asked about."""
         known = [self._answers.get(p.prompt_id, {}) for p in prompts]
         return [vote([answers[i] for answers in known], weights) for i in rows.tolist()]
+
+    def said(self, prompt: PromptTemplate) -> tuple[Said, IntArray]:
+        rows = self.get([prompt])[2]
+        return np.array(self.voted([prompt], (1.0,), rows), dtype=object), rows
+
+    def _read(self, prompt: PromptTemplate, answers: Sequence[FMResponse]) -> Said:
+        return np.array(prompt.answers(answers), dtype=object)
+
+    def mark(self, prompt: PromptTemplate, said: Said, rows: IntArray, pooled: Calibration) -> Marks:  # noqa: ARG002
+        """By token F1, where less than 1 is wrong; nothing is calibrated."""
+        right = [self.data.answers[i] for i in rows]
+        f1 = per_text(said.tolist(), right)["token_f1"]
+        given = [answer or "(none)" for answer in said]
+        return Marks(right=right, given=given, wrong=np.asarray(f1 < 1.0), score=float(f1.mean()))
 
     def proper_scores(
         self,

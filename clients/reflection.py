@@ -6,22 +6,21 @@ arXiv 2502.19980, section 3), and GEPA's reflective mutation with its per-instan
 what it writes passes the leak gate before anything is done with it. Unlike in the papers, better is better under
 calibration, by 1 - Brier/2, since that is what a prompt is worth here in the end; a rewrite has the calibration of the
 prompt that it comes from, as the few texts at hand, chosen for being mistakes, can't tell its bias from its merit.
+Where answers are written, better is a higher mean token F1, and the right answers are as private as the texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clients.data import client_rng
 from clients.gate import LeakGate
-from clients.scores import brier_score
+from clients.scores import Said
 from promptfed.messages.methods import Reflect, Reflected, Wins, Won
 from promptfed.prompts.calibration import Calibration
 from promptfed.prompts.feedback import critique_prompt, read_instruction, rewrite_prompt, rewritten
-from promptfed.prompts.template import PromptTemplate
 from promptfed.types import FloatArray, IntArray, TextRequest
 
 if TYPE_CHECKING:
@@ -38,19 +37,17 @@ MARGIN = 1e-9
 async def reflect(client: Client, task: Reflect) -> Reflected:
     """Do a `Reflect`, in at most `Reflect.most_fm_calls` calls; where nothing went wrong, none beyond the batch."""
     rng = client_rng(task.seed, client.client_id, 11)
-    rows, scores = await _batch(client, task, rng)
-    texts, labels = [client.data.train.texts[i] for i in rows], client.data.train.labels[rows]
-    pooled = Calibration(weights=(task.weight,), bias=task.bias).shifted(client.scores.log_prior)
-    proba = pooled.predict_proba(scores[:, None, :])
-    best, value = task.instruction, float(brier_score(proba, labels).mean())
-    words = task.template.words
+    train, pooled = client.data.train, Calibration(weights=(task.weight,), bias=task.bias)
+    rows, said = await _batch(client, task, pooled, rng)
+    marks = client.scores.mark(task.template, said, rows, pooled)
+    best, words = task.instruction, task.template.words
     gate: LeakGate | None = None
     n_stopped = 0
     for _ in range(task.n_steps):
-        wrong = np.flatnonzero(proba.argmax(axis=1) != labels)[:MAX_MISTAKES]
+        wrong = np.flatnonzero(marks.wrong)[:MAX_MISTAKES]
         if not len(wrong):
             break
-        mistakes = [(texts[i], words[labels[i]], words[proba[i].argmax()]) for i in wrong]
+        mistakes = [(train.texts[rows[i]], marks.right[i], marks.given[i]) for i in wrong]
         critique = await _write(client, critique_prompt(best, words, mistakes), task, rng)
         asked = rewrite_prompt(best, words, critique, task.max_words)
         new = read_instruction(await _write(client, asked, task, rng), task.max_words)
@@ -59,15 +56,14 @@ async def reflect(client: Client, task: Reflect) -> Reflected:
         if gate is None:
             # What the FM was asked is public but for the critique, which it wrote from private texts.
             public = [task.template.text, *words, *task.known, rewrite_prompt(task.instruction, words, "", 0)]
-            gate = LeakGate(client.data.train.texts, public)
+            gate = LeakGate([*train.texts, *train.answers], public)
         if not gate.passes(new):
             n_stopped += 1
             continue
-        fresh = await _ask(client, rewritten(task.template, task.instruction, new), texts)
-        fresh_proba = pooled.predict_proba(fresh[:, None, :])
-        fresh_value = float(brier_score(fresh_proba, labels).mean())
-        if fresh_value > value + MARGIN:
-            best, value, proba = new, fresh_value, fresh_proba
+        template = rewritten(task.template, task.instruction, new)
+        fresh = client.scores.mark(template, await client.scores.hear(client.fm, template, rows), rows, pooled)
+        if fresh.score > marks.score + MARGIN:
+            best, marks = new, fresh
     return Reflected(instruction="" if best == task.instruction else best, n_stopped=n_stopped)
 
 
@@ -93,34 +89,27 @@ def shared_wins(scores: FloatArray) -> FloatArray:
     return np.asarray((is_best / is_best.sum(axis=0)).sum(axis=1))
 
 
-async def _batch(client: Client, task: Reflect, rng: np.random.Generator) -> tuple[IntArray, FloatArray]:
-    """Texts (n,) and the prompt's label scores on them (n, K).
+async def _batch(client: Client, task: Reflect, pooled: Calibration, rng: np.random.Generator) -> tuple[IntArray, Said]:
+    """Texts (n,) and what the prompt said to them.
 
     Where the prompt was scored on enough texts from ``task.start`` on, those answers are used, and up to half of
     the texts are mistakes; otherwise texts are drawn at random and asked about.
     """
     n_texts = len(client.data.train)
     n = min(task.n_examples, n_texts)
-    scores, labels, rows = client.scores.get([task.template])
+    said, rows = client.scores.said(task.template)
     free = rows >= task.start
-    scores, labels, rows = scores[free], labels[free], rows[free]
+    said, rows = said[free], rows[free]
     if len(rows) >= n:
-        pooled = Calibration(weights=(task.weight,), bias=task.bias).shifted(client.scores.log_prior)
-        is_wrong = pooled.predict_proba(scores).argmax(axis=1) != labels
+        is_wrong = client.scores.mark(task.template, said, rows, pooled).wrong
         order = rng.permutation(len(rows))
         wrong, right = [i for i in order if is_wrong[i]], [i for i in order if not is_wrong[i]]
         half = int(np.ceil(MISTAKE_SHARE * n))
         taken = [*wrong[:half], *right, *wrong[half:]][:n]
-        return rows[taken], scores[taken, 0]
+        return rows[taken], said[taken]
     start = task.start if n_texts - task.start >= n else 0
     drawn = start + rng.choice(n_texts - start, size=n, replace=False)
-    return drawn, await _ask(client, task.template, [client.data.train.texts[i] for i in drawn])
-
-
-async def _ask(client: Client, template: PromptTemplate, texts: Sequence[str]) -> FloatArray:
-    """Label scores (n, K), uniform where the FM failed. They are not kept: see `clients.tasks`."""
-    answers = await client.fm.complete(template.requests(texts))
-    return np.asarray(template.label_scores(answers).data)
+    return drawn, await client.scores.hear(client.fm, task.template, drawn)
 
 
 async def _write(client: Client, prompt: str, task: Reflect, rng: np.random.Generator) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,20 @@ from promptfed.fm.base import BaseFM
 from promptfed.prompts.calibration import Calibration, cross_fitted_proba, log_prior
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import FloatArray, FMResponse, IntArray
+
+# What a prompt said to n texts: label scores (n, K), or the answers that it wrote (n,), None where the FM failed.
+Said = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Marks:
+    """What a prompt said to n texts, marked: the ``right`` answers and those ``given``, in words; whether each is
+    ``wrong`` (n,); and the mean ``score``, in [0, 1], higher is better."""
+
+    right: list[str]
+    given: list[str]
+    wrong: npt.NDArray[np.bool_]
+    score: float
 
 
 class ScoreStore:
@@ -75,6 +91,31 @@ class ScoreStore:
         scores = np.stack([self._label_scores(p) for p in prompts], axis=1)[:stop]
         rows = np.flatnonzero(np.isfinite(scores).all(axis=(1, 2)))
         return scores[rows], self.data.labels[rows], rows
+
+    def said(self, prompt: PromptTemplate) -> tuple[Said, IntArray]:
+        """What ``prompt`` said to the texts that it was asked about, and which texts these are (n,)."""
+        scores, _, rows = self.get([prompt])
+        return scores[:, 0], rows
+
+    async def hear(self, fm: BaseFM, prompt: PromptTemplate, rows: IntArray) -> Said:
+        """Ask ``fm`` what ``prompt`` says to the texts ``rows``. It is not kept: see `clients.tasks`."""
+        return self._read(prompt, await fm.complete(prompt.requests([self.data.texts[i] for i in rows])))
+
+    def _read(self, prompt: PromptTemplate, answers: Sequence[FMResponse]) -> Said:
+        """Uniform where the FM failed."""
+        return np.asarray(prompt.label_scores(answers).data)
+
+    def mark(self, prompt: PromptTemplate, said: Said, rows: IntArray, pooled: Calibration) -> Marks:
+        """Mark what ``prompt`` said to the texts ``rows``, by 1 - Brier/2 under ``pooled``, which is for balanced
+        labels, shifted to the client's own proportions."""
+        proba, labels = pooled.shifted(self.log_prior).predict_proba(said[:, None, :]), self.data.labels[rows]
+        given = proba.argmax(axis=1)
+        return Marks(
+            right=[prompt.words[k] for k in labels],
+            given=[prompt.words[k] for k in given],
+            wrong=np.asarray(given != labels),
+            score=float(brier_score(proba, labels).mean()),
+        )
 
     def proper_scores(
         self,

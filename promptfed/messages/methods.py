@@ -183,8 +183,8 @@ class Reflected(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wins(Message):
-    """Say on how many of your texts [0, stop) each prompt is (alone or with others) the best, from label scores that
-    you have. ``weights`` and ``bias`` as in `Score`. No FM call."""
+    """Say on how many of your texts [0, stop) each prompt is (alone or with others) the best, from label scores or
+    answers that you have. ``weights`` and ``bias`` as in `Score`. No FM call."""
 
     prompts: tuple[PromptTemplate, ...]
     stop: int

@@ -39,13 +39,17 @@ def rewritten(template: PromptTemplate, old: str, new: str) -> PromptTemplate:
 
 
 def critique_prompt(instruction: str, words: Sequence[str], mistakes: Sequence[tuple[str, str, str]]) -> str:
-    """Ask what is wrong with ``instruction``; ``mistakes`` are (text, right word, given word)."""
+    """Ask what is wrong with ``instruction``; ``mistakes`` are (text, right answer, given answer). Here and below,
+    without ``words`` answers are written."""
+    # What is asked stands at the end of a text that is to be answered.
+    part = slice(MAX_SHOWN) if words else slice(-MAX_SHOWN, None)
     shown = "\n\n".join(
-        f"Text: {' '.join(text.split())[:MAX_SHOWN]}\nRight answer: {right}\nAnswer given: {given}"
+        f"Text: {' '.join(text.split())[part]}\nRight answer: {right}\nAnswer given: {given}"
         for text, right, given in mistakes
     )
+    how = f"with one of: {', '.join(words)}" if words else "in a few words"
     return (
-        f"A model answers with one of: {', '.join(words)}.\nIts instruction is: {instruction or '(none)'}\n\n"
+        f"A model answers {how}.\nIts instruction is: {instruction or '(none)'}\n\n"
         f"It got these texts wrong.\n\n{shown}\n\n"
         "Say in one or two sentences what the instruction should explain better, for any text. "
         "Do not quote the texts.\n\nWhat the instruction lacks:"
@@ -55,7 +59,7 @@ def critique_prompt(instruction: str, words: Sequence[str], mistakes: Sequence[t
 def rewrite_prompt(instruction: str, words: Sequence[str], critique: str, max_words: int) -> str:
     """Ask for a better instruction in the light of ``critique``."""
     return (
-        f"This instruction tells a model to label a text with one of: {', '.join(words)}.\n\n"
+        f"This instruction tells a model to {_job(words)}.\n\n"
         f"Instruction: {instruction or '(none)'}\nWhat it lacks: {' '.join(critique.split())}\n\n"
         f"Write a better instruction for any text, in at most {max_words} words, without examples, names or numbers. "
         "Put it between <instruction> and </instruction>.\n\nBetter instruction:"
@@ -73,10 +77,14 @@ def merge_prompt(instructions: Sequence[str], words: Sequence[str], how: Condens
     )
     shown = "\n".join(f"- {instruction}" for instruction in instructions)
     return (
-        f"These instructions all tell a model to label a text with one of: {', '.join(words)}.\n\n{shown}\n\n"
+        f"These instructions all tell a model to {_job(words)}.\n\n{shown}\n\n"
         f"Combine them into one instruction of at most {max_words} words that keeps what they have to say.{even} "
         "Put it between <instruction> and </instruction>.\n\nCombined instruction:"
     )
+
+
+def _job(words: Sequence[str]) -> str:
+    return f"label a text with one of: {', '.join(words)}" if words else "answer a text in a few words"
 
 
 def sentences(instruction: str) -> list[str]:

@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from clients.client import Client
+from clients.data import Labelled
 from clients.reflection import reflect, shared_wins, wins
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.messages import Ask, Task
 from promptfed.messages.methods import Reflect, Reflected, Wins
+from promptfed.prompts.calibration import Calibration
 from promptfed.prompts.template import PromptTemplate
-from promptfed.types import LabelRequest, TextRequest
+from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, TextRequest
+from tests.answering import answer_data
 from tests.support import LABELS, CountingFM, FailingFM, WordEncoder, client_data, wait_for
 from tests.writing import ADVICE, TellTale, advised_rule, advising
 
@@ -224,4 +227,136 @@ def test_wins_are_over_texts_that_all_prompts_were_scored_on_and_cost_nothing() 
     assert won.n == 12
     assert sum(won.shares) == pytest.approx(12)
     assert won.shares[1] > won.shares[0]
+    assert counting.n_calls == 0
+
+
+# ---------------------------------------------------------------- where answers are written
+
+ASK = PromptTemplate(text=f"{START}\n\nText: {{text}}\nAnswer:", words=())
+
+
+class QuotingFM(BaseFM):
+    """Writes ``instruction`` whatever it is shown; if it ``helps``, answers rightly where a prompt begins with it."""
+
+    fm_id = "quoting@0"
+    capabilities = frozenset({Capability.TEXT})
+
+    def __init__(self, data: Labelled, instruction: str, helps: bool) -> None:
+        self._right = dict(zip(data.texts, data.answers, strict=True))
+        self._instruction, self._helps = instruction, helps
+
+    async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
+        return [FMResponse(text=self._write(r.prompt)) for r in requests if isinstance(r, TextRequest)]
+
+    def _write(self, prompt: str) -> str:
+        if "nstruction" in prompt:
+            return self._instruction
+        right = self._right[prompt.rsplit("Text: ", 1)[1].removesuffix("\nAnswer:")]
+        return right if self._helps and prompt.startswith(self._instruction) else f"{right} or not"
+
+
+def an_answering_client(
+    instruction: str, n_train: int = 20, *, answer: str = "", helps: bool = True
+) -> tuple[Client, CountingFM]:
+    """A client of a generation task; with ``answer``, all its right answers are this one, which no text has."""
+    data = answer_data("a", n_train)
+    if answer:
+        data = replace(data, train=replace(data.train, answers=(answer,) * n_train))
+    counting = CountingFM(QuotingFM(data.train, instruction, helps))
+    client = Client(data, (), counting, WordEncoder(), seed=1)
+    client.fm.grant = 1000
+    return client, counting
+
+
+def ask_for(**changes: Any) -> Reflect:
+    return a_task(**{"template": ASK, "bias": (), **changes})
+
+
+def test_a_better_token_f1_is_taken_and_the_fm_is_shown_right_and_given_answers() -> None:
+    client, counting = an_answering_client("Be brief about it.")
+
+    done = wait_for(reflect(client, ask_for()))
+
+    assert done == Reflected(instruction="Be brief about it.", n_stopped=0)
+    assert counting.n_calls == Reflect.most_fm_calls(8, 1)
+    critique, rewrite = (r.prompt for r in counting.requests[8:10] if isinstance(r, TextRequest))
+    train = client.data.train
+    shown = [i for i, text in enumerate(train.texts) if text in critique]
+    assert len(shown) == 4
+    for i in shown:
+        right = train.answers[i]
+        assert f"Text: {train.texts[i]}\nRight answer: {right}\nAnswer given: {right} or not" in critique
+    assert not [text for text in train.texts if text in rewrite]
+
+
+def test_an_equal_token_f1_is_not_better() -> None:
+    client, counting = an_answering_client("Be brief about it.", helps=False)
+
+    done = wait_for(reflect(client, ask_for()))
+
+    assert done == Reflected(instruction="", n_stopped=0)
+    assert counting.n_calls == Reflect.most_fm_calls(8, 1)  # it was tried
+
+
+def test_where_all_is_answered_rightly_nothing_is_written() -> None:
+    client, counting = an_answering_client("Be brief about it.")
+    brief = replace(ASK, text=ASK.text.replace(START, "Be brief about it."))
+
+    done = wait_for(reflect(client, ask_for(template=brief, instruction="Be brief about it.")))
+
+    assert done == Reflected(instruction="", n_stopped=0)
+    assert counting.n_calls == 8
+
+
+@pytest.mark.parametrize("answer", ["Zanzibar", "the other side"])
+@pytest.mark.parametrize("tell", ["Always answer with {}.", "Look at {} with care.", "Say that it is {}."])
+def test_a_private_answer_does_not_pass_the_gate(answer: str, tell: str) -> None:
+    client, counting = an_answering_client(tell.format(answer), answer=answer)
+    harmless, _ = an_answering_client(tell.format("that"), answer=answer)
+
+    done = wait_for(reflect(client, ask_for(n_steps=2)))
+
+    assert done == Reflected(instruction="", n_stopped=2)
+    assert counting.n_calls == 8 + 2 * 2  # what was stopped is not tried
+    assert wait_for(reflect(harmless, ask_for())) == Reflected(instruction=tell.format("that"), n_stopped=0)
+
+
+def test_known_answers_are_not_asked_for_again() -> None:
+    client, counting = an_answering_client("Be brief about it.")
+    wait_for(client._do(replace(a_message(), body=Ask(prompts=(ASK,), stop=20))))
+    counting.requests.clear()
+
+    done = wait_for(reflect(client, ask_for(n_examples=6)))
+
+    assert done.instruction == "Be brief about it."
+    assert counting.n_calls == 2 + 6  # with the rewrite only
+    assert len(client.scores.get([ASK])[2]) == 20
+
+
+def test_a_model_that_gives_no_answer_is_shown_none() -> None:
+    client = Client(answer_data("a"), (), FailingFM(), WordEncoder(), seed=1)
+    client.fm.grant = 1000
+
+    pooled = Calibration(weights=(1.0,), bias=())
+    marks = client.scores.mark(ASK, np.array([None, "red lamp"], dtype=object), np.array([0, 1]), pooled)
+
+    assert marks.given == ["(none)", "red lamp"]
+    assert marks.right == list(client.data.train.answers[:2])
+    assert marks.wrong[0]
+    assert wait_for(reflect(client, ask_for())).instruction == ""
+
+
+def test_wins_are_by_token_f1() -> None:
+    client, counting = an_answering_client("Be brief about it.", n_train=6)
+    other, brief = (replace(ASK, text=ASK.text.replace(START, text)) for text in ("Go on.", "Be brief about it."))
+    wait_for(client._do(replace(a_message(), body=Ask(prompts=(ASK, other, brief), stop=6))))
+    counting.requests.clear()
+
+    won, tied = (
+        wait_for(wins(client, Wins(prompts=prompts, stop=6, weights=(1.0, 1.0), bias=())))
+        for prompts in ((ASK, brief), (ASK, other))
+    )
+
+    assert (won.n, won.shares) == (6, (0.0, 6.0))
+    assert tied.shares == (3.0, 3.0)
     assert counting.n_calls == 0

@@ -90,6 +90,19 @@ def test_all_prompts_name_the_label_words_and_what_is_to_be_changed() -> None:
     assert "What it lacks: It is vague.\n" in prompts[1]
 
 
+def test_where_answers_are_written_no_prompt_speaks_of_labels_and_the_question_is_shown() -> None:
+    prompts = [
+        critique_prompt("Judge it.", (), [("x" * 1000 + " Who?", "Ada", "It is Ada.")]),
+        rewrite_prompt("Judge it.", (), "It is vague.", 30),
+        merge_prompt(["Judge it.", "Read it."], (), "uid", 30),
+    ]
+
+    assert not [prompt for prompt in prompts if "one of" in prompt or "label" in prompt]
+    assert all("in a few words" in prompt and "Judge it." in prompt for prompt in prompts)
+    shown = "x" * (MAX_SHOWN - 5) + " Who?"
+    assert f"Text: {shown}\nRight answer: Ada\nAnswer given: It is Ada.\n" in prompts[0]
+
+
 def test_uniform_information_density_is_asked_for_by_its_name_only() -> None:
     plain, uid = (merge_prompt(["Judge it.", "Read it."], WORDS, how, 30) for how in ("summarise", "uid"))
 
