@@ -28,11 +28,11 @@ import numpy as np
 from promptfed.errors import RunError
 from promptfed.messages.methods import Wins, Won
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.grammar import FRAMES, Draft, Materials, bare_draft, crossover, edit, random_draft
+from promptfed.prompts.grammar import Draft, Materials, crossover, edit, random_draft
 from promptfed.strategies.base import Card, Federation, Steps, singles
 from promptfed.strategies.pool import Pool
-from promptfed.strategies.proposal import WRITE_SHARE, gather
-from promptfed.strategies.reflecting import Reflecting, best_of, next_in_turn, public_words
+from promptfed.strategies.proposal import gather, gathering_needs
+from promptfed.strategies.reflecting import Reflecting, best_of, first_draft, next_in_turn, public_words
 from promptfed.strategies.session import RESERVE, Session, picked
 from promptfed.types import Capability, FloatArray
 
@@ -71,12 +71,13 @@ class FedGEPA:
         crosses="Instructions that the FM wrote from a client's mistakes, past the leak gate; votes on public texts; "
         "sums of bounded scores, and how often each prompt is the best.",
         reads_text=True,
+        kinds=frozenset({"classification", "generation"}),
     )
 
     def run(self, federation: Federation) -> Steps[PromptSet]:
         session, rng = Session(federation, reserve=self.reserve), federation.rng(1)
         pool = Pool(session, max(1, round(self.n_texts / len(federation.clients))))
-        start = bare_draft(federation.instruction, federation.words)
+        start = first_draft(federation)
         reflecting = Reflecting(
             n_examples=self.n_examples,
             n_steps=self.n_steps,
@@ -195,5 +196,5 @@ class _Search:
 
 def gathering_cost(session: Session) -> int:
     """FM calls that `gather` makes at most, about."""
-    share = WRITE_SHARE if session.federation.public else 2 * WRITE_SHARE
-    return max(int(session.milestone * share), len(session.federation.labels) + len(FRAMES))
+    share, least = gathering_needs(session.federation)
+    return max(int(session.milestone * (share if session.federation.public else 2 * share)), least)

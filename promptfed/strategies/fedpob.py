@@ -31,12 +31,12 @@ from promptfed.errors import RunError, WireError
 from promptfed.messages import Scored
 from promptfed.messages.methods import Embed, Embedded, unpacked
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.grammar import FRAMES, Draft, Materials, draft_like, draw_exemplars
+from promptfed.prompts.grammar import Draft, Materials, draft_like, draw_exemplars
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.bandit import DuelBandit, LinearBandit
 from promptfed.strategies.base import MAX_TRIES, Card, Federation, Steps
 from promptfed.strategies.pool import concluded, diverse
-from promptfed.strategies.proposal import WRITE_SHARE, gather
+from promptfed.strategies.proposal import gather, gathering_needs
 from promptfed.strategies.session import N_FINALISTS, RESERVE, Session, picked
 from promptfed.types import Capability, FloatArray, IntArray
 
@@ -76,6 +76,7 @@ class FedPOB:
         paper="Lu et al. 2025, arXiv 2509.24701; LinUCB: Li et al., WWW 2010; duelling: Saha, NeurIPS 2021",
         sends=frozenset({"write", "weigh", "vote", "embed", "ask", "score", "newton"}),
         crosses="Votes on public texts, vectors of candidate prompts, and sums of bounded scores.",
+        kinds=frozenset({"classification", "generation"}),
     )
 
     def run(self, federation: Federation) -> Steps[PromptSet]:
@@ -138,10 +139,10 @@ class FedPOB:
 
     def _check(self, session: Session) -> None:
         """Raise `ConfigError` where the budget, up to the first milestone, is too small for `MIN_PULLS`."""
-        n_labels = len(session.federation.labels)
-        # A first duel is scored twice, one against the best so far about once; the FM writes a text a label at least.
-        n_calls = (MIN_PULLS + 1) * self.texts_per_pull + n_labels + len(FRAMES)
-        needed = int(np.ceil(n_calls / (1 - self.reserve - WRITE_SHARE)))
+        share, least = gathering_needs(session.federation)
+        # A first duel is scored twice, one against the best so far about once.
+        n_calls = (MIN_PULLS + 1) * self.texts_per_pull + least
+        needed = int(np.ceil(n_calls / (1 - self.reserve - share)))
         session.require(needed, f"{MIN_PULLS} pulls of fedpob with texts_per_pull = {self.texts_per_pull}")
 
     def _deal(

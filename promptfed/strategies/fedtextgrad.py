@@ -22,10 +22,10 @@ from typing import ClassVar, Literal
 
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.feedback import merge_prompt, read_instruction, sentences
-from promptfed.prompts.grammar import Draft, bare_draft
+from promptfed.prompts.grammar import Draft
 from promptfed.strategies.base import Card, Federation, Steps
 from promptfed.strategies.pool import Pool
-from promptfed.strategies.reflecting import Reflecting, best_of, next_in_turn, public_words
+from promptfed.strategies.reflecting import Reflecting, best_of, first_draft, next_in_turn, public_words
 from promptfed.strategies.session import RESERVE, Session
 from promptfed.types import Capability, TextRequest
 
@@ -67,12 +67,13 @@ class FedTextGrad:
         sends=frozenset({"reflect", "write", "ask", "score", "newton"}),
         crosses="Instructions that the FM wrote from a client's mistakes, past the leak gate; sums of bounded scores.",
         reads_text=True,
+        kinds=frozenset({"classification", "generation"}),
     )
 
     def run(self, federation: Federation) -> Steps[PromptSet]:
         session, rng = Session(federation, reserve=self.reserve), federation.rng(1)
         pool = Pool(session, max(1, round(self.n_texts / len(federation.clients))))
-        start = bare_draft(federation.instruction, federation.words)
+        start = first_draft(federation)
         incumbent, n_idle, turns = start, 0, Counter[str]()
         reflecting = Reflecting(
             n_examples=self.n_examples,

@@ -13,7 +13,7 @@ import numpy as np
 
 from promptfed.prompts.grammar import FRAMES, Materials, likely_fields, usable_exemplar
 from promptfed.strategies.base import Federation, Steps
-from promptfed.strategies.proposal_answers import gather_pairs
+from promptfed.strategies.proposal_answers import ANSWER_SHARE, gather_pairs
 from promptfed.strategies.session import Session
 from promptfed.types import FloatArray, TextRequest
 
@@ -93,6 +93,14 @@ def gather(session: Session, rng: np.random.Generator) -> Steps[Materials]:
         other_words=tuple(other_words),
         loose=tuple(whole),
     )
+
+
+def gathering_needs(federation: Federation) -> tuple[float, int]:
+    """The share of the calls up to the first milestone that `gather` may make (twice that for labels without public
+    texts), and the calls that it makes at least: the FM writes a text a label, or answers public texts."""
+    if not federation.labels:
+        return (ANSWER_SHARE if federation.public else 0.0), 0
+    return WRITE_SHARE, len(federation.labels) + len(FRAMES)
 
 
 def writing_requests(

@@ -11,10 +11,11 @@ import numpy as np
 
 from promptfed.messages.methods import Reflect, Reflected
 from promptfed.prompts.feedback import read_instruction
-from promptfed.prompts.grammar import Draft
+from promptfed.prompts.grammar import Draft, bare_draft
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Federation, Steps
 from promptfed.strategies.pool import Pool
+from promptfed.strategies.proposal_answers import FIELDS, SHOWN
 from promptfed.strategies.session import N_FINALISTS, Session, picked
 
 # Words of the public texts that clients are told of, most frequent first, about 2 KB; a word of one text alone is not.
@@ -72,6 +73,14 @@ class Reflecting:
             },
         )
         return {c: text for c, text in sorted(read.items()) if text and text != draft.instruction}
+
+
+def first_draft(federation: Federation) -> Draft:
+    """What a search begins with: the person's instruction, and an empty form; where answers are written, with the
+    exemplars of what a short answer is, without which a small FM writes whole sentences whatever it is told."""
+    if federation.labels:
+        return bare_draft(federation.instruction, federation.words)
+    return Draft(instruction=federation.instruction, fields=FIELDS[0], exemplars=(), words=(), pairs=SHOWN)
 
 
 def best_of(pool: Pool, start: Draft, n: int = N_FINALISTS) -> list[PromptTemplate]:

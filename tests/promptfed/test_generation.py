@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ from promptfed.errors import CapabilityError, ConfigError, DataError
 from promptfed.federation.events import read_events, timeless
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.messages import Join, Joined, Task, decode_reply, encode
+from promptfed.messages.methods import Reflected
 from promptfed.prompts.template import PromptTemplate
 from promptfed.runs import compare_runs
+from promptfed.strategies.base import Strategy
+from promptfed.strategies.fed_gepa import FedGEPA
+from promptfed.strategies.fedtextgrad import FedTextGrad
 from promptfed.strategies.race import Race
-from promptfed.types import Capability
+from promptfed.types import Capability, FMRequest, FMResponse
 from tests.answering import TASK, AnsweringFM, public_questions, questions
-from tests.contracts.method import MethodContract
-from tests.support import CountingFM, WordEncoder, wait_for
+from tests.contracts.method import CANARIES, MethodContract, Wire
+from tests.support import CountingFM, WordEncoder, bench, wait_for
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "extraction" / "extraction.toml"
 CANARY = "zyzzyva"
@@ -195,8 +200,10 @@ def test_a_method_that_needs_labels_is_refused_by_name_with_those_that_do_withou
     monkeypatch.setattr("promptfed.app.load_method", lambda *_: LabelsOnly())
     fm = CountingFM(AnsweringFM())
 
-    with pytest.raises(ConfigError, match=r"'labels_only' can't do task.kind = 'generation'; these can: .*race"):
+    with pytest.raises(ConfigError, match=r"'labels_only' can't do task.kind = 'generation'; these can: ") as caught:
         run(config, fm=fm)
+    assert {"fed_gepa", "fedpob", "fedtextgrad", "race"} <= set(re.findall(r"\w+", str(caught.value)))
+    assert "fed_icl" not in str(caught.value)
     assert fm.n_calls == 0
 
 
@@ -217,6 +224,51 @@ def test_prompts_with_and_without_label_words_are_not_mixed_up() -> None:
         promptfed.Prompt(labels=(), prompts=(labelled,), weights=(1.0,), bias=())
     with pytest.raises(DataError, match="label words"):
         promptfed.Prompt(labels=("a", "b"), prompts=(writing,), weights=(1.0,), bias=(0.0, 0.0))
+
+
+# ---------------------------------------------------------------- what the FM wrote from right answers
+
+
+class Telling(AnsweringFM):
+    """Writes instructions that quote a right answer that it was shown, and obeys those."""
+
+    def _answer(self, request: FMRequest) -> FMResponse:
+        prompt = getattr(request, "prompt", "")
+        if shown := re.findall(r"^(?:Right answer|What it lacks): (.+)$", prompt, re.MULTILINE):
+            return FMResponse(text=shown[0] if "Right answer" in prompt else f"Always say {shown[0]} if in doubt.")
+        if said := re.match(r"Always say (\w+) if in doubt", prompt):
+            return FMResponse(text=said[1])
+        return super()._answer(request)
+
+
+@pytest.mark.parametrize("method", [FedTextGrad(), FedGEPA()], ids=lambda method: method.name)
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_no_right_answer_gets_out_in_an_instruction(
+    method: Strategy, is_gated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers that stand in no text; without the gate they would have crossed."""
+    if not is_gated:
+        monkeypatch.setattr("clients.gate.LeakGate.passes", lambda _self, _text: True)
+    wires: list[Wire] = []
+
+    def wrap(inner: Any) -> Wire:
+        wires.append(Wire(inner))
+        return wires[0]
+
+    scene = bench(3, 20, fm=Telling(), max_fm_calls=600, wrap=wrap, **TASK)
+    for canary, client in zip(CANARIES, scene.clients.values(), strict=True):
+        train = client.data.train
+        client.data = replace(client.data, train=replace(train, answers=(canary,) * len(train)))
+        client.scores.data = client.data.train
+
+    scene.drive(method.run(scene.federation()), 600)
+
+    reflected = [body for r in wires[0].up if isinstance(body := decode_reply(r).body, Reflected)]
+    crossed = b"".join([*wires[0].up, *wires[0].down])
+    leaked = [canary for canary in CANARIES if canary.encode() in crossed]
+    assert (sum(body.n_stopped for body in reflected) > 0) is is_gated
+    assert bool(leaked) is not is_gated
+    assert {body.instruction for body in reflected} == {""} or not is_gated
 
 
 # ---------------------------------------------------------------- what comes after, and elsewhere

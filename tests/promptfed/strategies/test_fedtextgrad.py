@@ -18,7 +18,10 @@ from promptfed.prompts.feedback import merge_prompt
 from promptfed.registry import load_method
 from promptfed.strategies.base import Round
 from promptfed.strategies.fedtextgrad import FedTextGrad, concatenated, ranked_rules
-from promptfed.strategies.reflecting import next_in_turn, public_words
+from promptfed.strategies.reflecting import first_draft, next_in_turn, public_words
+from promptfed.types import TextRequest
+from tests.answering import ADVICE as GIVE_IT
+from tests.answering import TASK, AdvisedFM, fresh_f1
 from tests.contracts.method import CANARIES, MethodContract, Wire
 from tests.promptfed.strategies.test_race import a_federation, fake_clients
 from tests.support import bench, finish, reply
@@ -31,6 +34,17 @@ class TestContract(MethodContract):
 
     def fm(self) -> BaseFM:
         return advising(phrases=tuple(f"{start} {ADVICE}" for start in ("Read it all.", "Be fair.", "Take care.", "")))
+
+
+class TestGeneration(MethodContract):
+    test_it_works_for_six_labels_that_clients_hold_unevenly = None  # there are none here
+    task = TASK
+
+    def method(self) -> FedTextGrad:
+        return FedTextGrad()
+
+    def fm(self) -> BaseFM:
+        return AdvisedFM(tuple(f"{start} {GIVE_IT}" for start in ("Read it all.", "Be fair.", "Take care.", "")))
 
 
 class TestContractWithATellTale(MethodContract):
@@ -57,6 +71,21 @@ def test_the_planted_advice_is_found_and_scores_better(merge: Any) -> None:
     heats = [e for e in scene.events.events if e["kind"] == "heat"]
     assert ADVICE.rstrip(".") in prompt.prompts[0].text
     assert heats[-1]["best_score"] > heats[0]["best_score"] + 0.1
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_the_planted_advice_is_found_where_answers_are_written(seed: int) -> None:
+    scene = bench(3, 40, fm=AdvisedFM(), max_fm_calls=900, max_prompts=1, **TASK)
+
+    prompt = scene.drive(FedTextGrad().run(scene.federation(seed=seed)), 900)
+
+    heats = [e for e in scene.events.events if e["kind"] == "heat"]
+    assert GIVE_IT.rstrip(".") in prompt.prompts[0].text
+    assert heats[-1]["best_score"] > heats[0]["best_score"] + 0.2
+    assert fresh_f1(prompt, AdvisedFM()) > 0.9
+    asked = [r.prompt for r in scene.fm.requests if isinstance(r, TextRequest) and r.prompt.endswith("nstruction:")]
+    assert asked
+    assert not [prompt for prompt in asked if "one of:" in prompt]
 
 
 def test_a_model_that_writes_nothing_of_use_leaves_the_start() -> None:
@@ -202,6 +231,16 @@ def test_public_words_are_those_of_several_public_texts_most_frequent_first() ->
     federation = a_federation(1, 900, public=("The cast and the plot 7", "the cast", "the x"))
 
     assert public_words(federation) == ("the", "cast")
+
+
+def test_where_answers_are_written_a_search_begins_with_what_a_short_answer_is() -> None:
+    written = first_draft(a_federation(3, 900, labels=(), words=(), instruction="Who is it?")).template()
+    labelled = first_draft(a_federation(3, 900)).template()
+
+    assert written.words == ()
+    assert written.text.startswith("Who is it?\n\nText: ")
+    assert (written.text.count("\nAnswer: "), written.text.count("\nAnswer:")) == (4, 5)
+    assert labelled.text == "Negative or positive?\n\nText: {text}\nLabel:"
 
 
 def test_options_are_checked() -> None:
