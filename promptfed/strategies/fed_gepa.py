@@ -12,8 +12,9 @@ methods share (`proposal`), as GEPA's modules with demonstrations do. Where refl
 rule with a weak model, the exemplars are varied in its place, and the child has to be better at those clients first,
 too. Two clients reflect on a parent in a round, so that one that is away does not stop the run. A parent that is
 nowhere the best is not drawn, as in the paper, but wins are by 1 - Brier/2 under calibration and not by exact match,
-so ties are rare. GEPA's feedback set and validation set are apart; here a reflection reads texts that its client has
-scored the parent on already, so that they cost nothing, and a candidate is judged by all clients.
+so ties are rare; where answers are written, wins are by token F1, and ties are shared. GEPA's feedback set and
+validation set are apart; here a reflection reads texts that its client has scored the parent on already, so that they
+cost nothing, and a candidate is judged by all clients.
 """
 
 from __future__ import annotations

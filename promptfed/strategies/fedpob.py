@@ -15,6 +15,7 @@ What differs from the paper, and why:
   texts of a client, and how hard those are says nothing of the arm.
 - A pull is a few texts at several clients: under a calibration from three texts of one client no prompt shows what it
   is worth.
+- Where answers are written, arms differ in the pairs of text and answer that they show; a score is a token F1.
 - The best arms at the end count, and not the reward on the way, so there is more exploration than regret would have.
 """
 

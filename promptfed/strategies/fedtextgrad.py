@@ -9,7 +9,8 @@ reflection has read, since a merge is often worse than what went into it (the pa
 its "uniform information density"). The clients' instructions stand for election beside the merge as they are
 (``n_singles``), so that a model that summarises badly costs a few calls and not the round. ``structured`` is a merge
 without an FM: rules, and how many clients gave each. Whatever a client sends has passed its leak gate, and the FM is
-shown nothing else when it merges.
+shown nothing else when it merges. Where answers are written, the prompt also shows
+what a short answer is (`first_draft`).
 """
 
 from __future__ import annotations
