@@ -33,7 +33,7 @@ from promptfed.prompts.grammar import random_draft
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Card, Federation, Steps, singles
 from promptfed.strategies.pool import halve
-from promptfed.strategies.proposal import gather
+from promptfed.strategies.proposal import WRITE_SHARE, gather
 from promptfed.strategies.session import Session
 from promptfed.types import Capability, FloatArray, FMRequest, FMResponse, LabelRequest
 
@@ -65,28 +65,30 @@ class Exhaustive:
 
 def make_table(work: Path) -> None:
     """Ask the FM, and keep label scores and labels, without any text."""
-    budget = 5 * N_PROMPTS * N_TEXTS + 1000
+    # Writing takes its share first; a budget that falls short would leave a client's last texts out.
+    budget = int(5 * N_PROMPTS * N_TEXTS / (1 - WRITE_SHARE)) + 100
     config = load_config(DEMO, [f"budget.max_fm_calls={budget}", "evaluation.baselines=[]"])
     work.mkdir(parents=True, exist_ok=True)
     simulation, method = Simulation(config, read_inputs(config), work), Exhaustive()
     with claimed(work):
         federation = run_sync(_driven(simulation, method))
     tables = {c: client.scores for c, client in federation.items()}
-    rows = {c: np.stack([s.get([p], N_TEXTS)[0][:, 0] for p in method.prompts]) for c, s in tables.items()}
+    found = {c: s.get(method.prompts, N_TEXTS) for c, s in tables.items()}
     np.savez_compressed(
         RESULTS / "pool64.npz",
         prompts=np.array([p.text for p in method.prompts]),
-        **{f"scores {c}": scores.astype(np.float16) for c, scores in rows.items()},
-        **{f"labels {c}": s.data.labels[:N_TEXTS].astype(np.int8) for c, s in tables.items()},
+        **{f"scores {c}": scores.swapaxes(0, 1).astype(np.float16) for c, (scores, _, _) in found.items()},
+        **{f"labels {c}": labels.astype(np.int8) for c, (_, labels, _) in found.items()},
     )
 
 
 async def _driven(simulation: Simulation, method: Exhaustive) -> dict[str, Client]:
     clients = simulation._clients(simulation.inputs.clients, "tuning")
-    server, _ = simulation._open("tuning", clients)
+    server, restore = simulation._open("tuning", clients)
     n_train = {c: len(client.data.train) for c, client in sorted(clients.items())}
     federation = simulation._federation(n_train, None)
     await server.drive(method.run(federation), "tuning", federation.max_fm_calls)
+    await restore()  # of a run that was gone through again, the clients know nothing yet
     return clients
 
 

@@ -1,6 +1,6 @@
 """All methods on equal terms: one run a method and seed, read at several numbers of FM calls.
 
-    python benchmarks/methods.py trials [--data ...] [--methods ...]   # options, chosen on a part of train
+    python benchmarks/methods.py trials [--methods ...]                # options, chosen on a part of train
     python benchmarks/methods.py run [--data ...] [--methods ...] [--seeds 1 2 3] [--calls 2500]
     python benchmarks/methods.py table                                  # reads benchmarks/results/methods, no model
     python benchmarks/methods.py --quick                                # three minutes, for CI
@@ -55,6 +55,14 @@ PAGE = ROOT / "docs" / "methods" / "benchmark.md"
 DEMO = ROOT / "examples" / "sentiment5" / "demo.toml"
 TOPICS = ROOT.parent / "shared" / "data" / "topics6"
 N_VALID = 300
+TUNED_ON = "sentiment5"
+# The hand-written prompt of topics6, as that of sentiment5 is: the labels, and an exemplar of two of them.
+MANUAL_TOPICS = (
+    "Classify the topic of the text as cars, computers, medicine, politics, space or sports.\n\n"
+    "Text: our team won the game last night\nTopic: sports\n\n"
+    "Text: my printer does not work\nTopic: computers\n\n"
+    "Text: {text}\nTopic:"
+)
 # Other settings of each method's options than its defaults, tried on a part of train: three trials a method in all.
 TRIALS: dict[str, tuple[dict[str, Any], ...]] = {
     "race": ({"first_texts": 15}, {"first_texts": 40}),
@@ -85,9 +93,8 @@ def main() -> None:
     if args.quick:
         print(json.dumps(quick(args.work / "quick"), indent=2))
     elif args.what == "trials":
-        for data in args.data:
-            for method in args.methods:
-                trial(data, method, args.work / "trials")
+        for method in args.methods:
+            trial(method, args.work / "trials")
     elif args.what == "run":
         for seed in args.seeds:
             for data in args.data:
@@ -100,10 +107,16 @@ def main() -> None:
 # ------------------------------------------------------------------------------------------------ running
 
 
-def configured(data: str, method: str, seed: int, calls: int, **changes: Any) -> Config:
-    """The configuration of one run."""
-    options = chosen_options(data, method)
-    milestones = [m for m in (*MILESTONES, CALLS) if m < calls]
+def configured(
+    data: str, method: str, seed: int, calls: int, options: dict[str, Any] | None = None, **changes: Any
+) -> Config:
+    """The configuration of one run. ``options`` of the method in place of those that the trials chose."""
+    options = chosen_options(method) if options is None else options
+    if (data, method) == ("topics6", "manual_few_shot"):
+        options = {"prompt": MANUAL_TOPICS}
+    # A tenth of 500 calls is too few for race alone at a client.
+    least = 1000 if (data, method) == ("topics6", "local_only") else 0
+    milestones = [m for m in (*MILESTONES, CALLS) if least <= m < calls]
     overrides = {
         "seed": seed,
         "method.name": method,
@@ -163,7 +176,7 @@ def recorded(folder: Path, data: str, method: str, seed: int) -> dict[str, Any]:
         "data": data,
         "method": method,
         "seed": seed,
-        "options": chosen_options(data, method),
+        "options": chosen_options(method),
         "max_fm_calls": summary["max_fm_calls"],
         "commit": _commit(),
         "machine": _machine(),
@@ -197,49 +210,46 @@ def _packed(folder: Path, arm: str) -> dict[str, Any] | None:
 # ------------------------------------------------------------------------------------------------ trials
 
 
-def trial(data: str, method: str, work: Path) -> None:
-    """Try each setting of a method's options once, on a part of train, and keep the best by the mean over arms on
-    `N_VALID` other texts of train."""
+def trial(method: str, work: Path) -> None:
+    """Try each setting of a method's options once, on a part of `TUNED_ON`'s train, and keep the best by the mean over
+    arms on `N_VALID` other texts of it. The choice holds for every data set."""
     settings = [{}, *TRIALS.get(method, ())]
     if len(settings) == 1:
         return
-    folder = _split_train(data, work)
+    folder = _split_train(work)
     scores = []
     for i, options in enumerate(settings):
-        to = work / f"{data}-{method}-{i}"
-        changes: dict[str, Any] = {f"method.options.{name}": value for name, value in options.items()}
-        changes |= {"data.train": str(folder / "train.csv"), "data.test": str(folder / "valid.csv")}
-        changes |= {"budget.milestones": []}
+        to = work / f"{TUNED_ON}-{method}-{i}"
+        changes: dict[str, Any] = {f"data.{part}": str(folder / f"{part}.csv") for part in ("train", "test")}
         print(f"trying {to.name} {options}", file=sys.stderr, flush=True)
-        _kept(to, configured(data, method, 0, 1000, **changes))
+        _kept(to, configured(TUNED_ON, method, 0, 1000, options, **changes, **{"budget.milestones": []}))
         accuracy = read_summary(to)["metrics"]["accuracy"]
         scores.append(float(np.mean([accuracy[arm]["mean"] for arm in ("fm", "fm_pooled", "fm_single")])))
     best = int(np.argmax(scores))
     path = RESULTS / "options.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     tried = [{"options": s, "accuracy": round(a, 4)} for s, a in zip(settings, scores, strict=True)]
-    known.setdefault(data, {})[method] = {"chosen": settings[best], "tried": tried}
+    known[method] = {"chosen": settings[best], "tried": tried}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
-def chosen_options(data: str, method: str) -> dict[str, Any]:
+def chosen_options(method: str) -> dict[str, Any]:
     """What the trials chose; the defaults where there were none."""
     path = RESULTS / "options.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
-    options: dict[str, Any] = known.get(data, {}).get(method, {}).get("chosen", {})
+    options: dict[str, Any] = known.get(method, {}).get("chosen", {})
     return options
 
 
-def _split_train(data: str, work: Path) -> Path:
-    """Train once more in two: `N_VALID` texts to choose options by, the rest to tune on."""
-    folder = work / data
-    if not (folder / "valid.csv").is_file():
+def _split_train(work: Path) -> Path:
+    """Train once more in two: `N_VALID` texts (test.csv) to choose options by, the rest to tune on."""
+    folder = work / TUNED_ON
+    if not (folder / "test.csv").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        path = DEMO.parent / "train.csv.gz" if data == "sentiment5" else TOPICS / "train.csv"
-        rows = _rows(path)
+        rows = _rows(DEMO.parent / "train.csv.gz")
         held = np.random.default_rng(0).permutation(len(rows)) < N_VALID
-        for name, wanted in (("train", False), ("valid", True)):
+        for name, wanted in (("train", False), ("test", True)):
             with (folder / f"{name}.csv").open("w", newline="") as file:
                 writer = csv.DictWriter(file, list(rows[0]))
                 writer.writeheader()
