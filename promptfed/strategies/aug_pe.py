@@ -35,6 +35,7 @@ from promptfed.privacy.accounting import Release, epsilon_of, noise_multiplier_f
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import Draft
 from promptfed.strategies.base import Card, Federation, Replies, Steps
+from promptfed.strategies.exchanges import picked
 from promptfed.strategies.open_pool import (
     campaign,
     cost_of_gathering,
@@ -46,7 +47,7 @@ from promptfed.strategies.open_pool import (
 )
 from promptfed.strategies.pool import Pool
 from promptfed.strategies.proposal import WRITE_SHARE, clean_texts
-from promptfed.strategies.session import RESERVE, Session, picked
+from promptfed.strategies.session import RESERVE, Session
 from promptfed.types import Capability, FloatArray, TextRequest
 
 # Winners that the FM sees when it writes more like them, and words that join a label's own.
