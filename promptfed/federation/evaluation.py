@@ -32,7 +32,8 @@ from promptfed.messages import (
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, flattened, newton_step, prior
 from promptfed.strategies.base import Federation, Reading, Round, Steps, candidate_sets
-from promptfed.strategies.session import picked, sum_newton_parts
+from promptfed.strategies.exchanges import picked
+from promptfed.strategies.session import sum_newton_parts
 
 FEDAVG_ROUNDS = 10
 HALVES: tuple[Literal[0], Literal[1]] = (0, 1)

@@ -22,36 +22,35 @@ nobody to trust with the exact sum.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from promptfed.errors import WireError
-from promptfed.messages.methods import NearestVotes, NoisyVotes, unpacked
+from promptfed.messages.methods import NearestVotes
 from promptfed.privacy.accounting import Release, epsilon_of, noise_multiplier_for
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import Draft
-from promptfed.strategies.base import Card, Federation, Replies, Steps
+from promptfed.strategies.base import Card, Federation, Steps
 from promptfed.strategies.open_pool import (
+    NOT_COVERED,
     campaign,
     cost_of_gathering,
     drafts_of,
     framed_word,
     gather_openly,
     materials_of,
+    sum_votes,
     texts_of_a_heat,
 )
 from promptfed.strategies.pool import Pool
 from promptfed.strategies.proposal import WRITE_SHARE, clean_texts
-from promptfed.strategies.session import RESERVE, Session, picked
+from promptfed.strategies.session import RESERVE, Session
 from promptfed.types import Capability, FloatArray, TextRequest
 
 # Winners that the FM sees when it writes more like them, and words that join a label's own.
 N_SHOWN, N_LABEL_WORDS = 4, 3
-NOT_COVERED = "scores and calibration (ask, score, newton, stack), which are exact sums; usage counts; the FM provider"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,16 +154,6 @@ def private_votes(session: Session, texts: Sequence[str], noise: float, number: 
     replies = yield from session.exchange("nearest_votes", dict.fromkeys(session.federation.clients, task))
     n_labels = len(session.federation.labels)
     return sum_votes(replies, n_labels * len(texts)).reshape(n_labels, len(texts))
-
-
-def sum_votes(replies: Replies, n: int) -> FloatArray:
-    """Noised votes on ``n`` candidates, summed over those that sent as many."""
-    sized = picked(replies, NoisyVotes, lambda b: len(b.votes) == 4 * n)
-    total = np.zeros(n)
-    for body in sized.values():
-        with suppress(WireError):  # a number that is not finite: a broken client costs only its part
-            total += unpacked(body.votes, n)
-    return total
 
 
 def ranked(texts: Sequence[str], votes: FloatArray, n: int) -> list[list[str]]:

@@ -38,9 +38,9 @@ from promptfed.privacy.accounting import Release, epsilon_of, noise_multiplier_f
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import Draft, likely_fields
 from promptfed.prompts.meta import OPENING, next_word_request
-from promptfed.strategies.aug_pe import NOT_COVERED, sum_votes
 from promptfed.strategies.base import Card, Federation, Steps
 from promptfed.strategies.open_pool import (
+    NOT_COVERED,
     Candidates,
     campaign,
     cost_of_gathering,
@@ -48,6 +48,7 @@ from promptfed.strategies.open_pool import (
     framed_word,
     gather_openly,
     materials_of,
+    sum_votes,
     texts_of_a_heat,
 )
 from promptfed.strategies.pool import Pool

@@ -31,10 +31,11 @@ from promptfed.messages.methods import Wins, Won
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import Draft, Materials, crossover, edit, random_draft
 from promptfed.strategies.base import Card, Federation, Steps, singles
+from promptfed.strategies.exchanges import picked
 from promptfed.strategies.pool import Pool
 from promptfed.strategies.proposal import gather, gathering_needs
 from promptfed.strategies.reflecting import Reflecting, best_of, first_draft, next_in_turn, public_words
-from promptfed.strategies.session import RESERVE, Session, picked
+from promptfed.strategies.session import RESERVE, Session
 from promptfed.types import Capability, FloatArray
 
 # How many of the pool are scored on more texts before the last are chosen.

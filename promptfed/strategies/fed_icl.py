@@ -30,9 +30,10 @@ from promptfed.messages.methods import Relabel
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import FRAMES, Draft, Materials, draft_like, draw_exemplars, random_draft
 from promptfed.strategies.base import Card, Federation, Steps
+from promptfed.strategies.exchanges import picked
 from promptfed.strategies.pool import Pool, concluded
 from promptfed.strategies.proposal import WRITE_SHARE, gather, odds_of
-from promptfed.strategies.session import RESERVE, Session, picked
+from promptfed.strategies.session import RESERVE, Session
 from promptfed.types import Capability, FloatArray, IntArray
 
 # Of how many of the best prompts so far new ones take fields and label words, half of the time.

@@ -43,9 +43,10 @@ from promptfed.prompts.ngrams import candidates, counted, joined, ranked
 from promptfed.prompts.slots import entropy, floored, most_probable
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Card, Federation, Steps
+from promptfed.strategies.exchanges import picked
 from promptfed.strategies.pool import Pool
 from promptfed.strategies.proposal import gather
-from promptfed.strategies.session import N_FINALISTS, RESERVE, Session, picked
+from promptfed.strategies.session import N_FINALISTS, RESERVE, Session
 from promptfed.types import Capability
 
 # Longest n-grams, how many are counted, and in how many texts of a client one must stand for the client to say so.

@@ -36,9 +36,10 @@ from promptfed.prompts.grammar import Draft, Materials, draft_like, draw_exempla
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.bandit import DuelBandit, LinearBandit
 from promptfed.strategies.base import MAX_TRIES, Card, Federation, Steps
+from promptfed.strategies.exchanges import picked
 from promptfed.strategies.pool import concluded, diverse
 from promptfed.strategies.proposal import gather, gathering_needs
-from promptfed.strategies.session import N_FINALISTS, RESERVE, Session, picked
+from promptfed.strategies.session import N_FINALISTS, RESERVE, Session
 from promptfed.types import Capability, FloatArray, IntArray
 
 # Standard deviation of one text's score under good prompts: it scales the widths.

@@ -10,18 +10,22 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, islice
 
 import numpy as np
 
-from promptfed.errors import ConfigError
+from promptfed.errors import ConfigError, WireError
+from promptfed.messages.methods import NoisyVotes, unpacked
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import FRAMES, Draft, Materials, draft_like, likely_fields, usable_exemplar
-from promptfed.strategies.base import Federation, Steps
+from promptfed.strategies.base import Federation, Replies, Steps
+from promptfed.strategies.exchanges import picked
 from promptfed.strategies.pool import Pool, alike, concluded, distinct
 from promptfed.strategies.proposal import EXEMPLAR_WORDS, FLUENCY, clean_texts, writing_requests
 from promptfed.strategies.session import N_FINALISTS, Session
+from promptfed.types import FloatArray
 
 # Words of public and written text that the FM is asked about, and how many of them a label keeps. Those in more than a
 # twentieth of the texts (and more than a few texts) hold sentences together and tell no label.
@@ -29,6 +33,8 @@ MAX_VOCABULARY, N_WORDS = 240, 16
 TOO_COMMON, A_FEW = 0.05, 5
 # Share of the search that goes into first heats, their texts over all clients, and drafts that go on to more texts.
 FIRST_SHARE, FIRST_TEXTS, N_SECOND = 0.6, 25, 8
+# What no release of these methods speaks for.
+NOT_COVERED = "scores and calibration (ask, score, newton, stack), which are exact sums; usage counts; the FM provider"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,3 +153,13 @@ def texts_of_a_heat(session: Session, method: str, spent: int) -> int:
     while stop > 1 and left // (n_clients * stop) < N_SECOND:
         stop -= 1
     return stop
+
+
+def sum_votes(replies: Replies, n: int) -> FloatArray:
+    """Noised votes on ``n`` candidates, summed over those that sent as many."""
+    sized = picked(replies, NoisyVotes, lambda b: len(b.votes) == 4 * n)
+    total = np.zeros(n)
+    for body in sized.values():
+        with suppress(WireError):  # a number that is not finite: a broken client costs only its part
+            total += unpacked(body.votes, n)
+    return total

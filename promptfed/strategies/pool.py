@@ -59,10 +59,14 @@ class Pool:
 
     def finalists(self, known: Sequence[Draft], max_calls: int) -> Steps[list[Draft]]:
         """Those that are ``known`` to be good and the better part of the pool, scored on more texts for ``max_calls``;
-        of these the drafts of the best sets, best first."""
+        of these the drafts of the best sets, best first. Where one prompt is wanted they are halved; a set may need one
+        that does badly alone."""
         session = self._session
         survivors = distinct([*known, *self.diverse(N_SECOND)])[:N_SECOND]
         templates = [draft.template() for draft in survivors]
+        if session.federation.max_prompts == 1:
+            kept = yield from halve(session, templates, max_calls, n_final=N_FINALISTS)
+            return [survivors[templates.index(prompt)] for prompt in kept]
         stop = session.reach(templates, max_calls)
         ranked = yield from session.rank_sets(templates, stop, lambda s: alike(survivors, s))
         return list(dict.fromkeys(survivors[i] for s in ranked for i in s))[:N_FINALISTS]

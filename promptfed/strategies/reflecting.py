@@ -14,9 +14,10 @@ from promptfed.prompts.feedback import read_instruction
 from promptfed.prompts.grammar import Draft, bare_draft
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Federation, Steps
+from promptfed.strategies.exchanges import picked
 from promptfed.strategies.pool import Pool
 from promptfed.strategies.proposal_answers import FIELDS, SHOWN
-from promptfed.strategies.session import N_FINALISTS, Session, picked
+from promptfed.strategies.session import N_FINALISTS, Session
 
 # Words of the public texts that clients are told of, most frequent first, about 2 KB; a word of one text alone is not.
 N_KNOWN, LEAST_TEXTS = 300, 2

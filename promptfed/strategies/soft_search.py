@@ -26,9 +26,10 @@ from promptfed.prompts.soft import MAX_VECTORS, Projection
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import MAX_TRIES, Card, Federation, Standing, Steps, singles
 from promptfed.strategies.evolution import Distribution
+from promptfed.strategies.exchanges import picked
 from promptfed.strategies.pool import Pool, distinct, log_heat
 from promptfed.strategies.proposal import WRITE_SHARE, gather
-from promptfed.strategies.session import N_FINALISTS, Session, picked
+from promptfed.strategies.session import N_FINALISTS, Session
 from promptfed.types import Capability, FloatArray
 
 # Texts, over all clients, that a prompt is scored on during the search.

@@ -19,7 +19,8 @@ from promptfed.messages.methods import NearestVotes, NoisyVotes
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
 from promptfed.registry import load_method
-from promptfed.strategies.aug_pe import AugPE, ranked, sum_votes, words_of
+from promptfed.strategies.aug_pe import AugPE, ranked, words_of
+from promptfed.strategies.open_pool import sum_votes
 from tests.contracts.method import MethodContract, Wire
 from tests.promptfed.test_edges import configured, rows_of
 from tests.support import CHEERFUL, GLOOMY, LABELS, Bench, WordEncoder, bench, pooled_accuracy, public_texts, replies

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from promptfed.fm.scripted import ScriptedFM, hash_noise
+from promptfed.prompts.grammar import Draft
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Steps, singles
-from promptfed.strategies.pool import halve
-from promptfed.strategies.session import Session
+from promptfed.strategies.pool import N_SECOND, Pool, halve
+from promptfed.strategies.session import N_FINALISTS, Session
 from promptfed.types import LabelRequest
 from tests.support import CHEERFUL, LABELS, Bench, bench
 
@@ -19,10 +22,12 @@ def prompts(n: int) -> list[PromptTemplate]:
     return [PromptTemplate(text=f"{i} {{text}}", words=LABELS) for i in range(n)]
 
 
-def by_number(best: int, step: float) -> ScriptedFM:
-    """A prompt tells labels apart the better, the nearer its number is to ``best``."""
+def by_number(best: int, step: float, asked: Counter[str] | None = None) -> ScriptedFM:
+    """A prompt tells labels apart the better, the nearer its number is to ``best``; ``asked`` counts calls."""
 
     def rule(request: LabelRequest) -> list[float]:
+        if asked is not None:
+            asked[request.prefix] += 1
         strength = 4.0 - step * abs(int(request.prefix.split()[0]) - best)
         is_good = 1.0 if any(word in request.text.lower() for word in CHEERFUL) else -1.0
         return [0.0, strength * is_good + 2.0 * hash_noise(request.prefix, request.text)]
@@ -93,3 +98,34 @@ def test_it_ranks_as_scoring_all_of_them_does_when_calls_are_no_matter() -> None
     scores = made.drive(steps(), 10**6)
 
     assert halved(scene(3, step=0.5), 6, 10**5)[0] == scores.index(max(scores))
+
+
+# ---------------------------------------------------------------- finalists
+
+
+def numbered(n: int) -> list[Draft]:
+    return [Draft(instruction=str(i), fields=("Text", str(i)), exemplars=(), words=LABELS) for i in range(n)]
+
+
+def finalists(made: Bench, drafts: list[Draft], calls: int) -> list[int]:
+    def steps() -> Steps[list[Draft]]:
+        pool = Pool(Session(made.federation()), 2)
+        yield from pool.heat(drafts)
+        return (yield from pool.finalists([], calls))
+
+    return [int(draft.instruction) for draft in made.drive(steps(), 10**6)]
+
+
+def test_where_one_prompt_is_wanted_the_bad_ones_are_not_scored_to_the_end() -> None:
+    calls = N_SECOND * N_CLIENTS * 20
+    alone, together = Counter[str](), Counter[str]()
+    one, several = (
+        finalists(bench(N_CLIENTS, N_TEXTS, fm=by_number(0, 0.4, asked), max_prompts=k), numbered(N_SECOND), calls)
+        for k, asked in ((1, alone), (2, together))
+    )
+
+    assert one[0] in (0, 1)
+    assert len(one) == len(several) == N_FINALISTS
+    assert len(set(together.values())) == 1
+    assert min(alone.values()) < min(together.values()) <= max(alone.values())
+    assert alone.total() < together.total()

@@ -29,12 +29,12 @@ from promptfed.messages import (
     Written,
 )
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.grammar import draft_like
+from promptfed.prompts.grammar import FIELDS, Draft, Materials, draft_like
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Federation, Round
 from promptfed.strategies.pool import distinct
 from promptfed.strategies.proposal import clean_texts
-from promptfed.strategies.race import Race
+from promptfed.strategies.race import Race, fresh
 from tests.contracts.method import MethodContract
 from tests.support import (
     CHEERFUL,
@@ -274,9 +274,67 @@ def test_clean_texts_by_hand() -> None:
 
 
 def test_distinct_keeps_the_first_of_equals() -> None:
-    from promptfed.prompts.grammar import FIELDS, Materials
-
     materials = Materials(instructions=("",), fields=FIELDS[:1], exemplars=((), ()), words=LABELS, other_words=((), ()))
     drafts = [draft_like(i, materials, np.random.default_rng(i)) for i in range(4)]
 
     assert len(distinct(drafts)) == 1
+
+
+# ---------------------------------------------------------------- with and without exemplars
+
+MATERIALS = Materials(
+    instructions=("Negative or positive?",),
+    fields=FIELDS,
+    exemplars=(("So sad.", "It was awful."), ("What fun.", "It was lovely.")),
+    words=LABELS,
+    other_words=(("bad",), ("good",)),
+)
+
+
+class Leaders:
+    """A pool whose best are ``n_bare`` drafts without exemplars and the rest with."""
+
+    def __init__(self, n_bare: int, n: int = 4) -> None:
+        shown = (("So sad.", 0), ("What fun.", 1))
+        self.drafts = [
+            Draft(instruction="", fields=("Text", str(i)), exemplars=() if i < n_bare else shown, words=LABELS)
+            for i in range(n)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.drafts)
+
+    def __contains__(self, draft: Draft) -> bool:
+        return draft in self.drafts
+
+    def best(self, n: int) -> list[Draft]:
+        return self.drafts[:n]
+
+
+def drawn(leaders: Leaders, n: int = 60, seed: int = 5) -> list[Draft]:
+    return fresh(leaders, MATERIALS, np.random.default_rng(seed), n)  # type: ignore[arg-type]
+
+
+def share_of_bare(leaders: Leaders) -> float:
+    """Of ten drafts (there are not many without exemplars), on average over 40 seeds."""
+    return float(np.mean([not d.exemplars for seed in range(40) for d in drawn(leaders, 10, seed)]))
+
+
+def test_the_first_draft_of_all_is_the_instruction_alone_and_a_third_of_the_others_are_without_exemplars() -> None:
+    assert drawn(Leaders(0, n=0))[0] == draft_like(0, MATERIALS, np.random.default_rng(5))
+    assert share_of_bare(Leaders(0, n=0)) == pytest.approx(1 / 3, abs=0.1)
+
+
+@pytest.mark.parametrize("n_bare", [0, 2, 4])
+def test_later_drafts_are_without_exemplars_as_often_as_the_leaders_are(n_bare: int) -> None:
+    assert share_of_bare(Leaders(n_bare)) == pytest.approx(n_bare / 4, abs=0.1)
+
+
+def test_a_draft_is_new_and_shows_the_given_words_where_there_is_nothing_to_show_them_in() -> None:
+    drafts = drawn(Leaders(2))
+
+    assert len(set(drafts)) == len(drafts)
+    assert all(d.words == LABELS for d in drafts if not d.exemplars)
+    assert {d.words for d in drafts if d.exemplars} > {LABELS}
+    # All that there are, and no endless search for more: 6 pairs of fields, with other words to read off or without.
+    assert len([d for d in drawn(Leaders(4), 200) if not d.exemplars]) <= 12
