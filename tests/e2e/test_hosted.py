@@ -159,7 +159,7 @@ def test_a_storm_pauses_the_run_and_resumed_it_comes_to_the_same(
     config: dict[str, Any], tmp_path: Path, undisturbed: Callable[[Mood], Undisturbed], mood: Mood
 ) -> None:
     folder = tmp_path / "run"
-    storm = Faults(seed=5, kinds=["429", "502", "503", "cut", "cut within"], share=0.65, most=7)
+    storm = Faults(seed=5, kinds=["429", "502", "503", "cut", "cut within"], share=0.75, most=7)
     pauses: list[PromptfedError] = []
     with Site(Hosted(mood, storm)) as site:
         try:
