@@ -191,7 +191,7 @@ def similarity(a: Draft, b: Draft) -> float:
     mistakes; fields and overlapping exemplars count for a quarter each."""
     mine, theirs = {*a.exemplars, *a.pairs}, {*b.exemplars, *b.pairs}
     both, either = mine & theirs, mine | theirs
-    overlap = len(both) / len(either) if either else 0.0  # none is not a thing that they share
+    overlap = len(both) / len(either) if either else 1.0
     return 0.5 * (a.words == b.words) + 0.25 * (a.fields == b.fields) + 0.25 * overlap
 
 

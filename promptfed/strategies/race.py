@@ -29,7 +29,7 @@ from pydantic import Field
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import Draft, Materials, crossover, draft_like, edit
 from promptfed.strategies.base import Card, Federation, Steps
-from promptfed.strategies.pool import N_SECOND, Pool, concluded
+from promptfed.strategies.pool import N_SECOND, Pool, concluded, distinct
 from promptfed.strategies.proposal import gather
 from promptfed.strategies.session import Session
 from promptfed.types import Capability
@@ -39,7 +39,9 @@ FIRST_SHARE, VARY_SHARE, SECOND_SHARE = 0.26, 0.10, 0.22
 # Share of the first drafts that are without exemplars, and of how many of the best the later ones take it. On train
 # texts a set of three is best with one of them in it (sentiment5: 1 - Brier/2 .896, without .892), or made of them
 # alone (topics6: .906 against .889).
-BARE_SHARE, N_LEADERS = 1 / 3, 4
+BARE_SHARE, N_LEADERS, LEAST_AND_MOST = 1 / 3, 4, (0.25, 0.75)
+# Of either kind, so many go on to more texts in any case.
+N_BARE, N_SHOWN = 1, 2
 # Texts, over all clients, that decide a first heat at least, where the budget is too small for more.
 LEAST_TEXTS = 8
 
@@ -63,16 +65,31 @@ class Race:
     def run(self, federation: Federation) -> Steps[PromptSet]:
         session = Session(federation)
         rng = federation.rng(1)
-        first_stop, n_first = first_heat(session, self.first_texts)
+        n_clients = len(federation.clients)
+        # Of three: with fewer there is nothing to choose.
+        needed = int(np.ceil(3 * n_clients * max(1, round(LEAST_TEXTS / n_clients)) / FIRST_SHARE))
+        session.require(needed, f"one round of race with {n_clients} clients")
+        stop, n_new = heat_size(session.budget, n_clients, self.first_texts)
         materials = yield from gather(session, rng)
-        pool, finalists = Pool(session, first_stop), list[Draft]()
-        n_new = n_first
+        pool, finalists = Pool(session, stop), list[Draft]()
         while True:
             finalists = yield from self._campaign(session, pool, [*finalists], n_new, materials, rng)
             prompt = yield from concluded(session, finalists)
             if session.is_over:
                 return prompt
-            n_new = int(session.budget * FIRST_SHARE / 2) // (len(federation.clients) * first_stop)
+            pool, n_new = yield from self._next_pool(session, pool, finalists)
+
+    def _next_pool(self, session: Session, pool: Pool, finalists: Sequence[Draft]) -> Steps[tuple[Pool, int]]:
+        """The pool for the next milestone, and the number of new drafts. Where there are calls for heats on more texts,
+        the best so far are judged on as many: what led on very few texts may have been lucky."""
+        calls, n_clients = int(session.budget * FIRST_SHARE / 2), len(session.federation.clients)
+        stop, _ = heat_size(session.budget, n_clients, self.first_texts)
+        best = distinct([*finalists, *pool.diverse(N_SECOND)])
+        cost = session.cost([draft.template() for draft in best], stop)
+        if stop > pool.stop and cost <= calls:
+            pool, calls = Pool(session, stop), calls - cost
+            yield from pool.heat(best)
+        return pool, calls // (n_clients * pool.stop)
 
     def _campaign(
         self,
@@ -93,43 +110,43 @@ class Race:
         for part in (n_vary - n_vary // 2, n_vary // 2):
             yield from pool.heat(vary(pool.best(max(3, n_new // 4)), materials, rng, part, known=pool))
 
-        # One without exemplars goes on in any case: alone it mostly does worse, but its mistakes are other ones. Where
-        # answers are written it fails alone and together.
-        bare = [draft for draft in pool.best(len(pool)) if draft.words and not draft.exemplars][:1]
-        return (yield from pool.finalists([*known, *bare], min(int(budget * SECOND_SHARE), session.left)))
+        # Some of either kind go on in any case: their mistakes are other ones, which counts in a set. Where answers are
+        # written, nothing goes without exemplars.
+        ranked = [draft for draft in pool.best(len(pool)) if draft.words]
+        bare, shown = ([d for d in ranked if bool(d.exemplars) == has] for has in (False, True))
+        known = [*known, *bare[:N_BARE], *shown[:N_SHOWN]]
+        return (yield from pool.finalists(known, min(int(budget * SECOND_SHARE), session.left)))
 
 
 def fresh(pool: Pool, materials: Materials, rng: np.random.Generator, n: int) -> list[Draft]:
     """``n`` drafts that are not in ``pool``, or fewer where no more are found. The first of all is the person's
-    instruction alone; others are without exemplars about as often as the best of the pool are."""
+    instruction alone; others are without exemplars about as often as the best of the pool are, but some of either kind
+    always come: the best on few texts may be so by luck."""
     leaders = pool.best(N_LEADERS)
-    share = float(np.mean([not draft.exemplars for draft in leaders])) if leaders else BARE_SHARE
+    share = np.clip(np.mean([not d.exemplars for d in leaders]), *LEAST_AND_MOST) if leaders else BARE_SHARE
     drafts: list[Draft] = []
     for _ in range(20 * n):
         if len(drafts) == n:
             break
         draft = draft_like(len(pool) + len(drafts), materials, rng)
         if rng.random() < share:
-            draft = replace(draft, exemplars=(), words=materials.words)
+            draft = settled(replace(draft, exemplars=()), materials)
         if draft not in pool and draft not in drafts:
             drafts.append(draft)
     return drafts
 
 
-def first_heat(session: Session, n_texts: int) -> tuple[int, int]:
-    """Texts a client, ``n_texts`` over all if the budget allows, and candidates of the first heat.
+def settled(draft: Draft, materials: Materials) -> Draft:
+    """Words that are shown nowhere tell no drafts apart: without exemplars they are the given ones."""
+    return draft if draft.exemplars else replace(draft, words=materials.words)
 
-    Raises `ConfigError` where there would be no choice.
-    """
-    budget, n_clients = session.budget, len(session.federation.clients)
+
+def heat_size(budget: int, n_clients: int, n_texts: int) -> tuple[int, int]:
+    """Texts a client, ``n_texts`` over all if the budget allows, and candidates of a first heat."""
     stop, least = (max(1, round(n / n_clients)) for n in (n_texts, LEAST_TEXTS))
     while stop > least and int(budget * FIRST_SHARE) // (n_clients * stop) < N_SECOND:
         stop -= 1
-    n_first = int(budget * FIRST_SHARE) // (n_clients * stop)
-    # Of three: with fewer there is nothing to choose.
-    needed = int(np.ceil(3 * n_clients * least / FIRST_SHARE))
-    session.require(needed, f"one round of race with {n_clients} clients")
-    return stop, n_first
+    return stop, int(budget * FIRST_SHARE) // (n_clients * stop)
 
 
 def vary(parents: Sequence[Draft], materials: Materials, rng: np.random.Generator, n: int, known: Pool) -> list[Draft]:
@@ -141,6 +158,7 @@ def vary(parents: Sequence[Draft], materials: Materials, rng: np.random.Generato
             break
         a, b = rng.choice(len(parents), size=2, p=rank / rank.sum())
         child = crossover(parents[a], parents[b], rng) if a != b else edit(parents[a], materials, rng)
+        child = settled(child, materials)
         if child not in known and child not in children:
             children.append(child)
     return children

@@ -251,8 +251,7 @@ def test_similarity_by_hand() -> None:
     assert similarity(draft(), other) == 0.0
     # Order and instruction do not count.
     assert similarity(draft(), draft(instruction="", exemplars=draft().exemplars[::-1])) == 1.0
-    # No exemplars are nothing in common.
-    assert similarity(draft(exemplars=()), draft(exemplars=())) == 0.75
+    assert similarity(draft(exemplars=()), draft(exemplars=())) == 1.0
 
 
 @given(seed=st.integers(0, 10_000))
