@@ -111,9 +111,7 @@ def configured(
     data: str, method: str, seed: int, calls: int, options: dict[str, Any] | None = None, **changes: Any
 ) -> Config:
     """The configuration of one run. ``options`` of the method in place of those that the trials chose."""
-    options = chosen_options(method) if options is None else options
-    if (data, method) == ("topics6", "manual_few_shot"):
-        options = {"prompt": MANUAL_TOPICS}
+    options = chosen_options(data, method) if options is None else options
     # A tenth of 500 calls is too few for race alone at a client.
     least = 1000 if (data, method) == ("topics6", "local_only") else 0
     milestones = [m for m in (*MILESTONES, CALLS) if least <= m < calls]
@@ -176,7 +174,7 @@ def recorded(folder: Path, data: str, method: str, seed: int) -> dict[str, Any]:
         "data": data,
         "method": method,
         "seed": seed,
-        "options": chosen_options(method),
+        "options": chosen_options(data, method),
         "max_fm_calls": summary["max_fm_calls"],
         "commit": _commit(),
         "machine": _machine(),
@@ -234,8 +232,10 @@ def trial(method: str, work: Path) -> None:
     path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
-def chosen_options(method: str) -> dict[str, Any]:
+def chosen_options(data: str, method: str) -> dict[str, Any]:
     """What the trials chose; the defaults where there were none."""
+    if (data, method) == ("topics6", "manual_few_shot"):
+        return {"prompt": MANUAL_TOPICS}
     path = RESULTS / "options.json"
     known = json.loads(path.read_text()) if path.is_file() else {}
     options: dict[str, Any] = known.get(method, {}).get("chosen", {})

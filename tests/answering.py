@@ -20,6 +20,7 @@ from promptfed.fm.scripted import ScriptedFM
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import content_hash
 from promptfed.types import Capability, FMRequest, FMResponse, TextRequest
+from tests.contracts.method import MethodContract
 
 COLOURS = ("red", "blue", "green", "white", "black", "grey")
 THINGS = ("lamp", "chair", "clock", "piano", "tent", "drill")
@@ -60,6 +61,13 @@ def fresh_f1(prompt: PromptSet, fm: BaseFM) -> float:
 
 # What `tests.support.bench` is told of this task.
 TASK = {"labels": (), "data": answer_data, "public": public_questions(), "instruction": "Answer the question."}
+
+
+class AnswersContract(MethodContract):
+    """What every method that generates has to keep."""
+
+    task = TASK
+    test_it_works_for_six_labels_that_clients_hold_unevenly = None  # there are none here
 
 
 class AnsweringFM(ScriptedFM):

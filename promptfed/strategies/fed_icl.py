@@ -31,7 +31,7 @@ from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import FRAMES, Draft, Materials, draft_like, draw_exemplars, random_draft
 from promptfed.strategies.base import Card, Federation, Steps
 from promptfed.strategies.exchanges import picked
-from promptfed.strategies.pool import Pool, concluded
+from promptfed.strategies.pool import Pool, concluded, drawn
 from promptfed.strategies.proposal import WRITE_SHARE, gather, odds_of
 from promptfed.strategies.session import RESERVE, Session
 from promptfed.types import Capability, FloatArray, IntArray
@@ -150,19 +150,16 @@ class FedICL:
     def _prompts(self, context: Materials, pool: Pool, rng: np.random.Generator, n: int) -> list[Draft]:
         """``n`` new few-shot prompts of the context: which of its texts, how many and in what order is drawn; fields
         and words are drawn too, or those of one of the best so far."""
-        drafts = list[Draft]()
-        for _ in range(20 * n):
-            if len(drafts) >= n:
-                break
-            parents = pool.best(N_PARENTS)
+        parents = pool.best(N_PARENTS)
+
+        def draw(_: int) -> Draft:
             draft = random_draft(context, rng)
             if parents and rng.random() < 0.5:
                 parent = parents[int(rng.integers(len(parents)))]
                 draft = replace(draft, fields=parent.fields, words=parent.words, readout=parent.readout)
-            draft = replace(draft, exemplars=draw_exemplars(context, int(rng.integers(self.max_exemplars)) + 1, rng))
-            if draft not in pool and draft not in drafts:
-                drafts.append(draft)
-        return drafts
+            return replace(draft, exemplars=draw_exemplars(context, int(rng.integers(self.max_exemplars)) + 1, rng))
+
+        return drawn(draw, n, pool)
 
     def _first_stop(self, session: Session) -> int:
         """Texts a client of a heat. Raises `ConfigError` where the budget pays for no choice of prompts."""

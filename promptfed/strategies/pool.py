@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -108,6 +108,19 @@ def alike(drafts: Sequence[Draft], chosen: Sequence[int]) -> float:
     """What a set of ``drafts`` gives up for their likeness."""
     pairs = [similarity(drafts[i], drafts[j]) for i, j in combinations(chosen, 2)]
     return LIKENESS * float(np.mean(pairs or [0.0]))
+
+
+def drawn(draw: Callable[[int], Draft], n: int, known: Pool) -> list[Draft]:
+    """``n`` drafts that are new to ``known``, or fewer where no more are found; ``draw`` makes one, told how many there
+    are so far."""
+    drafts: list[Draft] = []
+    for _ in range(20 * n):
+        if len(drafts) >= n:
+            break
+        draft = draw(len(drafts))
+        if draft not in known and draft not in drafts:
+            drafts.append(draft)
+    return drafts
 
 
 def distinct(drafts: Sequence[Draft]) -> list[Draft]:

@@ -29,7 +29,7 @@ from pydantic import Field
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import Draft, Materials, crossover, draft_like, edit
 from promptfed.strategies.base import Card, Federation, Steps
-from promptfed.strategies.pool import N_SECOND, Pool, concluded, distinct
+from promptfed.strategies.pool import N_SECOND, Pool, concluded, distinct, drawn
 from promptfed.strategies.proposal import gather
 from promptfed.strategies.session import Session
 from promptfed.types import Capability
@@ -124,16 +124,12 @@ def fresh(pool: Pool, materials: Materials, rng: np.random.Generator, n: int) ->
     always come: the best on few texts may be so by luck."""
     leaders = pool.best(N_LEADERS)
     share = np.clip(np.mean([not d.exemplars for d in leaders]), *LEAST_AND_MOST) if leaders else BARE_SHARE
-    drafts: list[Draft] = []
-    for _ in range(20 * n):
-        if len(drafts) == n:
-            break
-        draft = draft_like(len(pool) + len(drafts), materials, rng)
-        if rng.random() < share:
-            draft = settled(replace(draft, exemplars=()), materials)
-        if draft not in pool and draft not in drafts:
-            drafts.append(draft)
-    return drafts
+
+    def draw(n_so_far: int) -> Draft:
+        draft = draft_like(len(pool) + n_so_far, materials, rng)
+        return settled(replace(draft, exemplars=()), materials) if rng.random() < share else draft
+
+    return drawn(draw, n, pool)
 
 
 def settled(draft: Draft, materials: Materials) -> Draft:
@@ -152,13 +148,10 @@ def heat_size(budget: int, n_clients: int, n_texts: int) -> tuple[int, int]:
 def vary(parents: Sequence[Draft], materials: Materials, rng: np.random.Generator, n: int, known: Pool) -> list[Draft]:
     """``n`` new drafts: half crossovers of two parents, half edits of one; better parents are drawn more often."""
     rank = 1.0 / np.arange(1, len(parents) + 1)
-    children: list[Draft] = []
-    for _ in range(20 * n):
-        if len(children) == n:
-            break
+
+    def draw(_: int) -> Draft:
         a, b = rng.choice(len(parents), size=2, p=rank / rank.sum())
         child = crossover(parents[a], parents[b], rng) if a != b else edit(parents[a], materials, rng)
-        child = settled(child, materials)
-        if child not in known and child not in children:
-            children.append(child)
-    return children
+        return settled(child, materials)
+
+    return drawn(draw, n, known)

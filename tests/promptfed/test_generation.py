@@ -28,27 +28,48 @@ from promptfed.strategies.base import Strategy
 from promptfed.strategies.fed_gepa import FedGEPA
 from promptfed.strategies.fedtextgrad import FedTextGrad
 from promptfed.strategies.race import Race
-from promptfed.types import Capability, FMRequest, FMResponse
-from tests.answering import TASK, AnsweringFM, public_questions, questions
-from tests.contracts.method import CANARIES, MethodContract, Wire
+from promptfed.types import Capability, FMRequest, FMResponse, TextRequest
+from tests.answering import (
+    ADVICE,
+    TASK,
+    AdvisedFM,
+    AnsweringFM,
+    AnswersContract,
+    fresh_f1,
+    public_questions,
+    questions,
+)
+from tests.contracts.method import CANARIES, Wire
 from tests.support import CountingFM, WordEncoder, bench, wait_for
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "extraction" / "extraction.toml"
 CANARY = "zyzzyva"
 
 
-class TestRaceContract(MethodContract):
-    test_it_works_for_six_labels_that_clients_hold_unevenly = None  # there are none here
-
+class TestRaceContract(AnswersContract):
     """Race keeps its contract in a generation task too."""
-
-    task = TASK
 
     def method(self) -> Race:
         return Race()
 
     def fm(self) -> AnsweringFM:
         return AnsweringFM()
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+@pytest.mark.parametrize("method", [FedGEPA(), FedTextGrad()], ids=lambda method: method.name)
+def test_the_planted_advice_is_found_where_answers_are_written(method: Strategy, seed: int) -> None:
+    scene = bench(3, 40, fm=AdvisedFM(), max_fm_calls=900, max_prompts=1, **TASK)
+
+    prompt = scene.drive(method.run(scene.federation(seed=seed)), 900)
+
+    heats = [e for e in scene.events.events if e["kind"] == "heat"]
+    assert ADVICE.rstrip(".") in prompt.prompts[0].text
+    assert heats[-1]["best_score"] > heats[0]["best_score"] + 0.2
+    assert fresh_f1(prompt, AdvisedFM()) > 0.9
+    asked = [r.prompt for r in scene.fm.requests if isinstance(r, TextRequest) and r.prompt.endswith("nstruction:")]
+    assert asked
+    assert not [prompt for prompt in asked if "one of:" in prompt]
 
 
 @pytest.fixture(scope="module")

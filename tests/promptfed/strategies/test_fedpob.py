@@ -14,7 +14,7 @@ from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Round
 from promptfed.strategies.fedpob import DuelBook, FedPOB, ScoreBook, embedded, features
 from promptfed.strategies.session import Session
-from tests.answering import TASK, AnsweringFM, fresh_f1
+from tests.answering import TASK, AnsweringFM, AnswersContract, fresh_f1
 from tests.contracts.method import MethodContract, Wire
 from tests.support import LABELS, bench, finish, pooled_accuracy, public_texts, replies
 
@@ -31,10 +31,7 @@ class TestDuelling(MethodContract):
         return FedPOB(kind="duelling", texts_per_pull=24, n_arms=12)
 
 
-class TestGeneration(MethodContract):
-    test_it_works_for_six_labels_that_clients_hold_unevenly = None  # there are none here
-    task = TASK
-
+class TestGeneration(AnswersContract):
     def method(self) -> FedPOB:
         return FedPOB(texts_per_pull=24, n_arms=12)
 

@@ -19,9 +19,8 @@ from promptfed.registry import load_method
 from promptfed.strategies.base import Round
 from promptfed.strategies.fedtextgrad import FedTextGrad, concatenated, ranked_rules
 from promptfed.strategies.reflecting import first_draft, next_in_turn, public_words
-from promptfed.types import TextRequest
 from tests.answering import ADVICE as GIVE_IT
-from tests.answering import TASK, AdvisedFM, fresh_f1
+from tests.answering import AdvisedFM, AnswersContract
 from tests.contracts.method import CANARIES, MethodContract, Wire
 from tests.promptfed.strategies.test_race import a_federation, fake_clients
 from tests.support import bench, finish, reply
@@ -36,10 +35,7 @@ class TestContract(MethodContract):
         return advising(phrases=tuple(f"{start} {ADVICE}" for start in ("Read it all.", "Be fair.", "Take care.", "")))
 
 
-class TestGeneration(MethodContract):
-    test_it_works_for_six_labels_that_clients_hold_unevenly = None  # there are none here
-    task = TASK
-
+class TestGeneration(AnswersContract):
     def method(self) -> FedTextGrad:
         return FedTextGrad()
 
@@ -71,21 +67,6 @@ def test_the_planted_advice_is_found_and_scores_better(merge: Any) -> None:
     heats = [e for e in scene.events.events if e["kind"] == "heat"]
     assert ADVICE.rstrip(".") in prompt.prompts[0].text
     assert heats[-1]["best_score"] > heats[0]["best_score"] + 0.1
-
-
-@pytest.mark.parametrize("seed", [1, 3])
-def test_the_planted_advice_is_found_where_answers_are_written(seed: int) -> None:
-    scene = bench(3, 40, fm=AdvisedFM(), max_fm_calls=900, max_prompts=1, **TASK)
-
-    prompt = scene.drive(FedTextGrad().run(scene.federation(seed=seed)), 900)
-
-    heats = [e for e in scene.events.events if e["kind"] == "heat"]
-    assert GIVE_IT.rstrip(".") in prompt.prompts[0].text
-    assert heats[-1]["best_score"] > heats[0]["best_score"] + 0.2
-    assert fresh_f1(prompt, AdvisedFM()) > 0.9
-    asked = [r.prompt for r in scene.fm.requests if isinstance(r, TextRequest) and r.prompt.endswith("nstruction:")]
-    assert asked
-    assert not [prompt for prompt in asked if "one of:" in prompt]
 
 
 def test_a_model_that_writes_nothing_of_use_leaves_the_start() -> None:
