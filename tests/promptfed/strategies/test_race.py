@@ -34,7 +34,8 @@ from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Federation, Round
 from promptfed.strategies.pool import distinct
 from promptfed.strategies.proposal import clean_texts
-from promptfed.strategies.race import Race, fresh
+from promptfed.strategies.race import ENOUGH_TEXTS, Race, fresh, spare_calls
+from promptfed.strategies.session import Session
 from tests.contracts.method import MethodContract
 from tests.support import (
     CHEERFUL,
@@ -338,3 +339,52 @@ def test_a_draft_is_new_and_shows_the_given_words_where_there_is_nothing_to_show
     assert {d.words for d in drafts if d.exemplars} > {LABELS}
     # All that there are, and no endless search for more: 6 pairs of fields, with other words to read off or without.
     assert len([d for d in drawn(Leaders(4), 200) if not d.exemplars]) <= 12
+
+
+# ---------------------------------------------------------------- later milestones
+
+
+def standing_of(n_clients: int, n_texts: int, budget: int, asked: int) -> tuple[Session, list[PromptTemplate]]:
+    """A session in which four finalists have been asked about the first ``asked`` texts of every client."""
+    session = Session(a_federation(n_clients, budget, n_texts))
+    finalists = [PromptTemplate(text=f"{i}\n\nText: {{text}}\nLabel:", words=LABELS) for i in range(4)]
+    session._note_scored(finalists, asked, list(session.federation.clients))
+    return session, finalists
+
+
+@pytest.mark.parametrize(
+    ("n_texts", "budget", "asked", "spare"),
+    [
+        (120, 500, 10, 0),  # they are still to be asked about 30 texts a client: 4 x 5 x 30 = 600
+        (120, 1500, 30, 650),  # 4 x 5 x 10 = 200 first, then half of 1,300
+        (120, 1500, 40, 750),
+        (120, 2500, 100, 2100),  # they can use no more than 4 x 5 x 20 = 400
+        (30, 500, 30, 500),
+    ],
+)
+def test_the_search_gets_half_of_what_finalists_do_not_need_and_all_that_they_cannot_use(
+    n_texts: int, budget: int, asked: int, spare: int
+) -> None:
+    assert ENOUGH_TEXTS == 5 * 40
+
+    assert spare_calls(*standing_of(5, n_texts, budget, asked)) == spare
+
+
+def test_a_short_way_to_the_next_milestone_goes_into_the_finalists_alone() -> None:
+    rounds, _ = finish(Race().run(a_federation(5, 1000, 120, milestones=(500,))), fake_clients(120))
+
+    asked = [r.tasks["c000"] for r in rounds if r.name == "ask" and any(r.grants.values())]
+    last = asked[-1]
+    assert isinstance(last, Ask)
+    assert len(last.prompts) == 4
+    assert last.stop is not None
+    assert last.stop >= 30
+    assert 0.97 * 1000 <= granted(rounds) <= 1000
+
+
+def test_a_long_way_to_the_next_milestone_is_searched_and_used_up_where_the_finalists_have_all_texts() -> None:
+    rounds, _ = finish(Race().run(a_federation(5, 5000, 60, milestones=(500, 1000, 2500))), fake_clients(60))
+
+    prompts = {p.prompt_id for r in rounds if r.name == "ask" for p in r.tasks["c000"].prompts}  # type: ignore[union-attr]
+    assert len(prompts) > 60
+    assert 0.8 * 5000 <= granted(rounds) <= 5000
