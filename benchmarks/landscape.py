@@ -30,6 +30,7 @@ from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest, Sof
 
 RESULTS = Path(__file__).parent / "results" / "landscape.json"
 MILESTONES = (500, 1000, 2500, 5000, 10_000, 25_000)
+NEED_MANY = ("fedbpt", "fedavg_bbt", "fedone_bdpl", "fedone_gs_bdpl")
 GOOD = ("wonderful", "superb", "lovely", "brilliant", "charming", "splendid", "delightful", "graceful")
 BAD = ("dreadful", "boring", "horrid", "clumsy", "tedious", "stale", "dismal", "shabby")
 THINGS = ("film", "story", "cast", "music", "plot", "ending", "scene", "dialogue")
@@ -113,7 +114,7 @@ def write_data(folder: Path, n_clients: int = 5, n_train: int = 400, n_test: int
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=[*FEDERATED, *BASELINES])
+    parser.add_argument("--methods", nargs="+", choices=[*FEDERATED, *BASELINES], default=NEED_MANY)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--calls", type=int, default=50_000)
     args = parser.parse_args()

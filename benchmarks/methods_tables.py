@@ -80,6 +80,9 @@ def write_tables(results: Path, page: Path) -> dict[str, Any]:
                 "worst_fifth": _worst_fifth(found),
             }
             parts += [f"\n## {data}\n", *_markdown(out[data])]
+    many = results.parent / "landscape.json"
+    if many.is_file():
+        parts += ["\n## A planted landscape, to 50,000 calls\n", *_landscape(json.loads(many.read_text()))]
     page.write_text("\n".join(parts) + "\n", encoding="utf-8")
     draw({data: rows["methods"] for data, rows in out.items()}, page.with_suffix(".png"))
     return out
@@ -103,6 +106,24 @@ def _markdown(rows: Mapping[str, Any]) -> Iterator[str]:
         pairs[r["method"], r["calls"]][r["arm"]] = f"{r['points']:+.1f} ({low:+.1f} to {high:+.1f})"
     for (method, calls), arms in pairs.items():
         yield f"| {method} | {calls:,} | " + " | ".join(arms.get(arm, "") for arm in ARMS) + " |"
+
+
+def _landscape(known: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]) -> Iterator[str]:
+    yield (
+        "`benchmarks/landscape.py`: a scripted model that is the surer of the right label the nearer a prompt is to "
+        "what was planted. Accuracy of the set / of its best prompt alone, under the clients' own calibration.\n"
+    )
+    calls = sorted({int(c) for seeds in known.values() for read in seeds.values() for c in read})
+    yield "| method | seeds | " + " | ".join(f"{c:,}" for c in calls) + " |"
+    yield "|---" * (len(calls) + 2) + "|"
+    for method, seeds in known.items():
+        cells = []
+        for c in calls:
+            read = [at[str(c)] for at in seeds.values() if str(c) in at]
+            cells.append(
+                " / ".join(f"{np.mean([r[arm] for r in read]):.3f}" for arm in ("fm", "fm_single")) if read else ""
+            )
+        yield f"| {method} | {len(seeds)} | " + " | ".join(cells) + " |"
 
 
 def _cell(value: Mapping[str, Any] | None) -> str:
