@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -32,19 +32,13 @@ FIELDS: tuple[tuple[str, str], ...] = (
 SOURCES: tuple[str, ...] = ("Text", "Input", "Sentence")
 # Short sentences that a word completes, whatever the task: "It was awful.", "It is about hockey."
 FRAMES: tuple[str, ...] = ("It was", "This is", "It is about")
-# How a prompt without exemplars may ask. "blank": the instruction, then field names to fill in. "question": the text
-# first, then the instruction. "cloze": the text, which a frame goes on with (Schick & Schuetze, EACL 2021, arXiv
-# 2001.07676). They make other mistakes than each other.
-Form = Literal["blank", "question", "cloze"]
-CLOZES: tuple[str, ...] = (*FRAMES, "In short, it is")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """One candidate. ``fields`` are the names of the text and of what is asked for; of a cloze, no name and the frame.
-    ``exemplars`` are (text, label index) in the order in which they stand in the prompt; ``words`` are shown in them,
-    and ``readout[k]``, if there are any, are further words that the score of label k is read off. Without label words,
-    ``pairs`` of (text, answer) stand where exemplars do. Only a "blank" ``form`` has room for either."""
+    """One candidate. ``exemplars`` are (text, label index) in the order in which they stand in the prompt; ``words``
+    are shown in them, and ``readout[k]``, if there are any, are further words that the score of label k is read off.
+    Without label words, ``pairs`` of (text, answer) stand where exemplars do."""
 
     instruction: str
     fields: tuple[str, str]
@@ -52,19 +46,13 @@ class Draft:
     words: tuple[str, ...]
     readout: tuple[tuple[str, ...], ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
-    form: Form = "blank"
 
     def template(self) -> PromptTemplate:
         source, target = self.fields
         blocks = [self.instruction] if self.instruction else []
-        if self.form == "cloze":
-            blocks.append(f"{SLOT} {target}")
-        elif self.form == "question":
-            blocks = [f"{source}: {SLOT}", f"{self.instruction}\n{target}:"]
-        else:
-            shown = [*((text, self.words[label]) for text, label in self.exemplars), *self.pairs]
-            blocks += [f"{source}: {text}\n{target}: {answer}" for text, answer in shown]
-            blocks.append(f"{source}: {SLOT}\n{target}:")
+        shown = [*((text, self.words[label]) for text, label in self.exemplars), *self.pairs]
+        blocks += [f"{source}: {text}\n{target}: {answer}" for text, answer in shown]
+        blocks.append(f"{source}: {SLOT}\n{target}:")
         synonyms = tuple(tuple(w for w in mine if w not in self.words) for mine in self.readout)
         return PromptTemplate(text="\n\n".join(blocks), words=self.words, synonyms=synonyms)
 
@@ -146,17 +134,6 @@ def draw_exemplars(materials: Materials, n: int, rng: np.random.Generator) -> tu
     return tuple(chosen[i] for i in rng.permutation(len(chosen)))
 
 
-def draw_form(draft: Draft, rng: np.random.Generator) -> Draft:
-    """``draft`` without exemplars: half of the time as a cloze, whose frames differ most in what they are worth."""
-    others: list[Form] = ["blank", "question"] if draft.instruction else ["blank"]
-    form = "cloze" if rng.random() < 0.5 else _pick(others, rng)
-    return replace(draft, exemplars=(), form=form, fields=_draw_frame(rng) if form == "cloze" else draft.fields)
-
-
-def _draw_frame(rng: np.random.Generator) -> tuple[str, str]:
-    return "", _pick(CLOZES, rng)
-
-
 def draft_like(i: int, materials: Materials, rng: np.random.Generator) -> Draft:
     """Seed draft number i: the first is the person's instruction alone, the others have one exemplar a label."""
     if i == 0:
@@ -169,16 +146,13 @@ def draft_like(i: int, materials: Materials, rng: np.random.Generator) -> Draft:
 def crossover(a: Draft, b: Draft, rng: np.random.Generator) -> Draft:
     """Each part from one of the parents; exemplars are drawn label by label, in the order of the first parent."""
     first, second = (a, b) if rng.random() < 0.5 else (b, a)
-    instruction = _pick((a.instruction, b.instruction), rng)
-    fields, form = _pick([(parent.fields, parent.form) for parent in (a, b)], rng)
     child = Draft(
-        instruction=instruction,
-        fields=fields,
+        instruction=_pick((a.instruction, b.instruction), rng),
+        fields=_pick((a.fields, b.fields), rng),
         exemplars=first.exemplars,
         words=_pick((a.words, b.words), rng),
         readout=_pick((a.readout, b.readout), rng),
         pairs=_mixed(first.pairs, second.pairs, rng),
-        form=form,
     )
     for label in sorted({label for _, label in first.exemplars}):
         theirs = [e for e in second.exemplars if e[1] == label]
@@ -201,7 +175,7 @@ def edit(draft: Draft, materials: Materials, rng: np.random.Generator) -> Draft:
             changed[place] = (_pick(fresh, rng), label)
             return replace(draft, exemplars=tuple(changed))
     if choice == "fields":
-        return replace(draft, fields=_draw_frame(rng) if draft.form == "cloze" else _pick(materials.fields, rng))
+        return replace(draft, fields=_pick(materials.fields, rng))
     if choice == "instruction":
         return replace(draft, instruction=_pick(materials.instructions, rng))
     if choice == "words":
@@ -214,9 +188,7 @@ def edit(draft: Draft, materials: Materials, rng: np.random.Generator) -> Draft:
 
 def similarity(a: Draft, b: Draft) -> float:
     """How alike two drafts answer, in [0, 1]: label words count for half, as prompts with other label words make other
-    mistakes; fields and overlapping exemplars count for a quarter each. Other forms are not alike at all."""
-    if a.form != b.form:
-        return 0.0
+    mistakes; fields and overlapping exemplars count for a quarter each."""
     mine, theirs = {*a.exemplars, *a.pairs}, {*b.exemplars, *b.pairs}
     both, either = mine & theirs, mine | theirs
     overlap = len(both) / len(either) if either else 1.0

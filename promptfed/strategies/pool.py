@@ -20,8 +20,6 @@ CONTENDERS = 3.0
 # Score that a set gives up for being of drafts that are all alike: they make the same mistakes, which a choice by score
 # on the few texts at hand sees too late.
 LIKENESS = 0.04
-# What a set, given as indices into drafts, gives up.
-Penalty = Callable[[Sequence[Draft], Sequence[int]], float]
 # Drafts that go on to more texts before the finalists are chosen.
 N_SECOND = 10
 
@@ -59,7 +57,7 @@ class Pool:
         """`diverse` of the drafts scored so far."""
         return diverse({draft: standing.score for draft, standing in self._entries.items()}, n)
 
-    def finalists(self, known: Sequence[Draft], max_calls: int, penalty: Penalty | None = None) -> Steps[list[Draft]]:
+    def finalists(self, known: Sequence[Draft], max_calls: int) -> Steps[list[Draft]]:
         """Those that are ``known`` to be good and the better part of the pool, scored on more texts for ``max_calls``;
         of these the drafts of the best sets, best first. Where one prompt is wanted they are halved; a set may need one
         that does badly alone."""
@@ -70,7 +68,7 @@ class Pool:
             kept = yield from halve(session, templates, max_calls, n_final=N_FINALISTS)
             return [survivors[templates.index(prompt)] for prompt in kept]
         stop = session.reach(templates, max_calls)
-        ranked = yield from session.rank_sets(templates, stop, lambda s: (penalty or alike)(survivors, s))
+        ranked = yield from session.rank_sets(templates, stop, lambda s: alike(survivors, s))
         return list(dict.fromkeys(survivors[i] for s in ranked for i in s))[:N_FINALISTS]
 
 
@@ -89,10 +87,9 @@ def log_heat(session: Session, n_candidates: int, leader: PromptTemplate, standi
     )
 
 
-def concluded(session: Session, drafts: Sequence[Draft], penalty: Penalty | None = None) -> Steps[PromptSet]:
+def concluded(session: Session, drafts: Sequence[Draft]) -> Steps[PromptSet]:
     """`Session.conclude` with ``drafts``, best first, where a set pays for their likeness."""
-    templates = [d.template() for d in drafts]
-    return (yield from session.conclude(templates, penalty=lambda s: (penalty or alike)(drafts, s)))
+    return (yield from session.conclude([d.template() for d in drafts], penalty=lambda s: alike(drafts, s)))
 
 
 def diverse(worth: Mapping[Draft, float], n: int) -> list[Draft]:

@@ -8,13 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from promptfed.prompts.grammar import (
-    CLOZES,
     FIELDS,
     FRAMES,
     Draft,
     Materials,
     crossover,
-    draw_form,
     edit,
     named_fields,
     random_draft,
@@ -264,41 +262,3 @@ def test_similarity_is_even_handed(seed: int) -> None:
 
     assert similarity(a, b) == similarity(b, a)
     assert 0.0 <= similarity(a, b) <= 1.0
-
-
-# ---------------------------------------------------------------- forms
-
-
-def test_forms_by_hand() -> None:
-    asked = draft(exemplars=(), form="question").template().text
-    gone_on = draft(exemplars=(), form="cloze", fields=("", "This is")).template().text
-
-    assert asked == "Text: {text}\n\nJudge.\nLabel:"
-    assert gone_on == "Judge.\n\n{text} This is"
-
-
-@given(seed=st.integers(0, 300), instruction=st.sampled_from(["Judge.", ""]))
-def test_a_drawn_form_has_no_exemplars_and_asks_for_something(seed: int, instruction: str) -> None:
-    drawn = draw_form(draft(instruction=instruction), rng(seed))
-
-    assert drawn.exemplars == ()
-    assert drawn.form in (("blank", "question", "cloze") if instruction else ("blank", "cloze"))
-    assert drawn.fields[1] in (CLOZES if drawn.form == "cloze" else ("Label",))
-    assert drawn.template().text.count(SLOT) == 1
-
-
-@given(seed=st.integers(0, 300))
-def test_children_and_edits_of_forms_can_be_written(seed: int) -> None:
-    """The field names go with the form that they belong to."""
-    a, b = draft(exemplars=(), form="cloze", fields=("", "It was")), draft(exemplars=(), form="question")
-
-    for child in (crossover(a, b, rng(seed)), edit(a, MATERIALS, rng(seed)), edit(b, MATERIALS, rng(seed))):
-        assert (child.form == "cloze") == (child.fields[1] in CLOZES)
-        assert child.template().text.count(SLOT) == 1
-
-
-def test_other_forms_are_not_alike() -> None:
-    bare = draft(exemplars=())
-
-    assert similarity(bare, bare) == 1.0
-    assert similarity(bare, draft(exemplars=(), form="question")) == 0.0

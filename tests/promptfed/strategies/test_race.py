@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,9 @@ from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import FIELDS, Draft, Materials, draft_like
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Federation, Round
-from promptfed.strategies.pool import LIKENESS, distinct
+from promptfed.strategies.pool import distinct
 from promptfed.strategies.proposal import clean_texts
-from promptfed.strategies.race import ENOUGH_TEXTS, SAME_KIND, Race, fresh, kind, settled, spare_calls, uniform
+from promptfed.strategies.race import ENOUGH_TEXTS, Race, fresh, spare_calls
 from promptfed.strategies.session import Session
 from tests.contracts.method import MethodContract
 from tests.support import (
@@ -190,13 +189,13 @@ def test_a_method_is_a_pure_function_of_the_replies() -> None:
 # ---------------------------------------------------------------- quality
 
 
-def test_the_tuned_prompt_beats_the_first_draft() -> None:
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_tuned_prompt_beats_the_first_draft(seed: int) -> None:
     """Planted: exemplars with the two words of a label, of which a prompt shows one; the bare instruction none."""
-    accuracy = []
-    for seed in (1, 2, 3):
-        scene = bench(3, 30, n_words=2)
-        federation = scene.federation(max_fm_calls=1500, seed=seed, public=public_texts(n_words=2))
-        accuracy.append(pooled_accuracy(scene.drive(Race().run(federation), 1500), 100, seed=77))
+    scene = bench(3, 30, n_words=2)
+    federation = scene.federation(max_fm_calls=900, seed=seed, public=public_texts(n_words=2))
+
+    prompt = scene.drive(Race().run(federation), 900)
 
     first = PromptSet(
         labels=LABELS,
@@ -205,7 +204,7 @@ def test_the_tuned_prompt_beats_the_first_draft() -> None:
         bias=(0.0, 0.0),
     )
     assert pooled_accuracy(first, 100, seed=77) < 0.6
-    assert np.mean(accuracy) > 0.85
+    assert pooled_accuracy(prompt, 100, seed=77) > 0.85
 
 
 def test_the_log_tells_a_rising_best_score_and_rising_calls() -> None:
@@ -322,9 +321,9 @@ def share_of_bare(leaders: Leaders) -> float:
     return float(np.mean([not d.exemplars for seed in range(40) for d in drawn(leaders, 10, seed)]))
 
 
-def test_the_first_draft_of_all_is_the_instruction_alone_and_two_fifths_of_the_others_are_without_exemplars() -> None:
+def test_the_first_draft_of_all_is_the_instruction_alone_and_a_third_of_the_others_are_without_exemplars() -> None:
     assert drawn(Leaders(0, n=0))[0] == draft_like(0, MATERIALS, np.random.default_rng(5))
-    assert share_of_bare(Leaders(0, n=0)) == pytest.approx(0.4, abs=0.1)
+    assert share_of_bare(Leaders(0, n=0)) == pytest.approx(1 / 3, abs=0.1)
 
 
 @pytest.mark.parametrize("n_bare", [0, 2, 4])
@@ -338,53 +337,8 @@ def test_a_draft_is_new_and_shows_the_given_words_where_there_is_nothing_to_show
     assert len(set(drafts)) == len(drafts)
     assert all(d.words == LABELS for d in drafts if not d.exemplars)
     assert {d.words for d in drafts if d.exemplars} > {LABELS}
-    # All that there are, and no endless search for more: 6 pairs of fields in two forms and 4 clozes, with other words
-    # to read off or without.
-    assert len([d for d in drawn(Leaders(4), 200) if not d.exemplars]) <= 2 * (2 * 6 + 4)
-
-
-# ---------------------------------------------------------------- kinds
-
-SHOWN = (("So sad.", 0), ("What fun.", 1))
-
-
-def of_kinds(*forms: str) -> list[Draft]:
-    fields = {"shown": ("Text", "Label"), "blank": ("Text", "Label"), "question": ("Text", "Label")}
-    return [
-        Draft(
-            instruction=f"Judge {i}.",
-            fields=fields.get(form, ("", "This is")),
-            exemplars=SHOWN if form == "shown" else (),
-            words=LABELS,
-            form="blank" if form == "shown" else form,  # type: ignore[arg-type]
-        )
-        for i, form in enumerate(forms)
-    ]
-
-
-def test_a_set_gives_up_more_the_fewer_kinds_it_is_of() -> None:
-    assert [kind(d) for d in of_kinds("shown", "blank", "question", "cloze")] == ["shown", "blank", "question", "cloze"]
-    drafts = of_kinds("shown", "question", "cloze", "cloze", "cloze")
-
-    three, two, one = (uniform(drafts, chosen) for chosen in ((0, 1, 2), (0, 2, 3), (2, 3, 4)))
-
-    assert three == 0.0
-    assert two == pytest.approx((SAME_KIND + LIKENESS) / 3)
-    assert one == pytest.approx(SAME_KIND + LIKENESS)
-    assert uniform(drafts, (0,)) == 0.0
-
-
-def test_what_writes_answers_is_of_one_kind() -> None:
-    writes = Draft(instruction="", fields=("Text", "Answer"), exemplars=(), words=())
-
-    assert kind(writes) == kind(replace(writes, pairs=(("a", "b"),))) == "shown"
-
-
-def test_exemplars_go_into_a_blank_form() -> None:
-    mixed = replace(of_kinds("cloze")[0], exemplars=SHOWN)
-
-    assert settled(mixed, MATERIALS).template().text.endswith("Text: {text}\nLabel:")
-    assert settled(of_kinds("cloze")[0], MATERIALS) == of_kinds("cloze")[0]
+    # All that there are, and no endless search for more: 6 pairs of fields, with other words to read off or without.
+    assert len([d for d in drawn(Leaders(4), 200) if not d.exemplars]) <= 12
 
 
 # ---------------------------------------------------------------- later milestones
