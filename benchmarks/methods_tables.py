@@ -138,10 +138,10 @@ def draw(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, max(len(rows), 1), figsize=(6.2 * max(len(rows), 1), 4.6), squeeze=False)
-    colours = plt.get_cmap("tab20").colors
+    colours = dict(zip((*FEDERATED, *BASELINES), plt.get_cmap("tab20").colors, strict=False)) | {FLAGSHIP: "black"}
+    known: dict[str, Any] = {}
     for axis, (data, mine) in zip(axes[0], rows.items(), strict=True):
-        ends = []
-        for k, method in enumerate(dict.fromkeys(row["method"] for row in mine)):
+        for method in dict.fromkeys(row["method"] for row in mine):
             line = [(row["calls"], row["fm"]["mean"]) for row in mine if row["method"] == method and "fm" in row]
             is_race, is_base = method == FLAGSHIP, method in BASELINES
             style = {
@@ -150,15 +150,15 @@ def draw(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
                 "marker": "o",
                 "ms": 5 if is_race else 3,
             }
-            axis.plot(*zip(*line, strict=True), color="black" if is_race else colours[k % 20], label=method, **style)
-            ends.append((line[-1], method))
+            (known[method],) = axis.plot(*zip(*line, strict=True), color=colours[method], **style)
         axis.set(xscale="log", title=data, xlabel="FM calls, all clients together", ylabel="accuracy on held-out texts")
         axis.set_xticks(
             sorted({row["calls"] for row in mine}), [f"{c:,}" for c in sorted({row["calls"] for row in mine})]
         )
         axis.minorticks_off()
         axis.grid(alpha=0.25)
-    axes[0][-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    lines = {method: known[method] for method in colours if method in known}
+    axes[0][-1].legend(lines.values(), lines, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     figure.suptitle("The set of three prompts, calibrated by each client", fontsize=11)
     figure.tight_layout()
     figure.savefig(path, dpi=110)

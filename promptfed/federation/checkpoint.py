@@ -33,8 +33,8 @@ class Checkpoint:
         saved = msgpack.unpackb(path.read_bytes())
         if saved["tasks"] != dict(tasks):
             raise DataError(
-                f"{path}: belongs to another configuration or version of promptfed; choose another folder or start anew "
-                "with --force"
+                f"{path}: belongs to another configuration or version of promptfed; choose another folder or start "
+                "anew with --force"
             )
         return saved["replies"], saved["seconds"]
 
