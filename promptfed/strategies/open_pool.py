@@ -22,7 +22,7 @@ from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import FRAMES, Draft, Materials, draft_like, likely_fields, usable_exemplar
 from promptfed.strategies.base import Federation, Replies, Steps
 from promptfed.strategies.exchanges import picked
-from promptfed.strategies.pool import Pool, alike, concluded, distinct
+from promptfed.strategies.pool import Pool, by_sets, concluded, distinct
 from promptfed.strategies.proposal import EXEMPLAR_WORDS, FLUENCY, clean_texts, writing_requests
 from promptfed.strategies.session import N_FINALISTS, Session
 from promptfed.types import FloatArray
@@ -132,8 +132,7 @@ def campaign(
     survivors = distinct([*known, *pool.diverse(N_SECOND)])[:N_SECOND]
     templates = [draft.template() for draft in survivors]
     if (stop := session.reach(templates, session.search_left)) > pool.stop:
-        ranked = yield from session.rank_sets(templates, stop, lambda s: alike(survivors, s))
-        survivors = list(dict.fromkeys(survivors[i] for s in ranked for i in s))
+        survivors = yield from by_sets(session, survivors, stop)
     finalists = survivors[: max(N_FINALISTS, session.federation.max_prompts)]
     return finalists, (yield from concluded(session, finalists))
 

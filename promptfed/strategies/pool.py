@@ -63,13 +63,10 @@ class Pool:
         that does badly alone."""
         session = self._session
         survivors = distinct([*known, *self.diverse(N_SECOND)])[:N_SECOND]
-        templates = [draft.template() for draft in survivors]
         if session.federation.max_prompts == 1:
-            kept = yield from halve(session, templates, max_calls, n_final=N_FINALISTS)
-            return [survivors[templates.index(prompt)] for prompt in kept]
-        stop = session.reach(templates, max_calls)
-        ranked = yield from session.rank_sets(templates, stop, lambda s: alike(survivors, s))
-        return list(dict.fromkeys(survivors[i] for s in ranked for i in s))[:N_FINALISTS]
+            return (yield from halved(session, survivors, max_calls, N_FINALISTS))
+        stop = session.reach([draft.template() for draft in survivors], max_calls)
+        return (yield from by_sets(session, survivors, stop))[:N_FINALISTS]
 
 
 def log_heat(session: Session, n_candidates: int, leader: PromptTemplate, standing: Standing) -> None:
@@ -85,6 +82,19 @@ def log_heat(session: Session, n_candidates: int, leader: PromptTemplate, standi
             "best_words": list(leader.words),
         },
     )
+
+
+def by_sets(session: Session, drafts: Sequence[Draft], stop: int) -> Steps[list[Draft]]:
+    """``drafts`` in the order of the best sets that they are in, by their scores on texts [0, stop) of every client."""
+    ranked = yield from session.rank_sets([d.template() for d in drafts], stop, lambda s: alike(drafts, s))
+    return distinct([drafts[i] for s in ranked for i in s])
+
+
+def halved(session: Session, drafts: Sequence[Draft], calls: int, n_final: int) -> Steps[list[Draft]]:
+    """`halve` of the prompts of ``drafts``."""
+    of = {draft.template(): draft for draft in drafts}
+    kept = yield from halve(session, list(of), calls, n_final=n_final)
+    return [of[prompt] for prompt in kept]
 
 
 def concluded(session: Session, drafts: Sequence[Draft]) -> Steps[PromptSet]:

@@ -30,7 +30,7 @@ from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import Draft, Materials, crossover, draft_like, edit
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Card, Federation, Steps
-from promptfed.strategies.pool import N_SECOND, Pool, alike, concluded, distinct, drawn, halve
+from promptfed.strategies.pool import N_SECOND, Pool, by_sets, concluded, distinct, drawn, halved
 from promptfed.strategies.proposal import gather
 from promptfed.strategies.session import N_FINALISTS, Session
 from promptfed.types import Capability
@@ -119,14 +119,11 @@ class Race:
         n = max(calls // 2 - (session.spent - since), 0) // (n_clients * pool.stop)
         yield from heats(pool, n - n // 2, lambda k: fresh(pool, materials, rng, k))
         yield from heats(pool, n // 2, lambda k: vary(pool.best(max(3, n // 4)), materials, rng, k, known=pool))
-        ranked_new = [draft for draft in pool.diverse(N_SECOND + len(finalists)) if draft not in finalists]
-        others = {draft.template(): draft for draft in ranked_new}
-        kept = yield from halve(session, list(others), calls // 4, n_final=N_NEWCOMERS)
-        while kept and session.cost(kept, reached) > max(calls - (session.spent - since), 0):
+        others = [draft for draft in pool.diverse(N_SECOND + len(finalists)) if draft not in finalists]
+        kept = yield from halved(session, others, calls // 4, N_NEWCOMERS)
+        while kept and session.cost([d.template() for d in kept], reached) > max(calls - (session.spent - since), 0):
             kept = kept[:-1]
-        both = [*finalists, *(others[prompt] for prompt in kept)]
-        ranked = yield from session.rank_sets([d.template() for d in both], reached, lambda s: alike(both, s))
-        return pool, distinct([both[i] for s in ranked for i in s])[:N_FINALISTS]
+        return pool, (yield from by_sets(session, [*finalists, *kept], reached))[:N_FINALISTS]
 
 
 def heats(pool: Pool, n: int, draw: Callable[[int], list[Draft]]) -> Steps[None]:
