@@ -56,13 +56,19 @@ def right(found: Sequence[Mapping[str, Any]], arm: str) -> PerText:
     return {client: np.stack(rows) for client, rows in out.items()}
 
 
-def paired(found: Sequence[Mapping[str, Any]], a: tuple[str, str], b: tuple[str, str]) -> Comparison | None:
-    """(method, arm) ``a`` against ``b`` on the seeds that both were run with."""
+def paired(
+    found: Sequence[Mapping[str, Any]], a: tuple[str, str], b: tuple[str, str], over: str = "clients"
+) -> Comparison | None:
+    """(method, arm) ``a`` against ``b`` on the seeds that both were run with: the mean ``over`` clients, or over texts
+    (then a client with three of them no longer weighs as much as one with a hundred)."""
     have = [{r["seed"]: r for r in found if r["method"] == method and arm in r["right"]} for method, arm in (a, b)]
     seeds = sorted(have[0].keys() & have[1].keys())
     if not seeds:
         return None
-    return compare(right([have[0][s] for s in seeds], a[1]), right([have[1][s] for s in seeds], b[1]))
+    x, y = (right([of[s] for s in seeds], arm) for of, (_, arm) in zip(have, (a, b), strict=True))
+    if over == "texts":
+        x, y = ({"": np.concatenate([side[c].mean(axis=0) for c in sorted(side)])} for side in (x, y))
+    return compare(x, y)
 
 
 def write_tables(results: Path, page: Path) -> dict[str, Any]:
@@ -76,6 +82,7 @@ def write_tables(results: Path, page: Path) -> dict[str, Any]:
             out[data] = {
                 "methods": list(_method_rows(found)),
                 "race": list(_race_rows(found)),
+                "race_over_texts": list(_race_rows(found, over="texts")) if data == "topics6" else [],
                 "reach": _reach(found),
                 "worst_fifth": _worst_fifth(found),
             }
@@ -98,10 +105,17 @@ def _markdown(rows: Mapping[str, Any]) -> Iterator[str]:
         spent = [f"{row['tokens'] / 1000:.0f}k", f"{row['bytes_up'] / 1000:.0f}", f"{row['wall_s']:.0f}"]
         yield f"| {name} | {row['calls']:,} | {row['seeds']} | " + " | ".join([*cells, *spent]) + " |"
     yield "\nrace less the other method, points with 95% intervals (paired by text, seeds averaged):\n"
-    yield "| method | calls | " + " | ".join(heads[:4]) + " |"
-    yield "|---" * 6 + "|"
-    pairs = {(r["method"], r["calls"]): {} for r in rows["race"]}
-    for r in rows["race"]:
+    yield from _pairs(rows["race"], heads[:4])
+    if rows["race_over_texts"]:
+        yield "\nThe same with every text, not every client, counting alike:\n"
+        yield from _pairs(rows["race_over_texts"], heads[:4])
+
+
+def _pairs(rows: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> Iterator[str]:
+    yield "| method | calls | " + " | ".join(heads) + " |"
+    yield "|---" * (len(heads) + 2) + "|"
+    pairs: dict[tuple[str, int], dict[str, str]] = {(r["method"], r["calls"]): {} for r in rows}
+    for r in rows:
         low, high = r["ci95"]
         pairs[r["method"], r["calls"]][r["arm"]] = f"{r['points']:+.1f} ({low:+.1f} to {high:+.1f})"
     for (method, calls), arms in pairs.items():
@@ -237,13 +251,13 @@ def _method_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]
             yield row
 
 
-def _race_rows(found: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _race_rows(found: Sequence[Mapping[str, Any]], over: str = "clients") -> Iterator[dict[str, Any]]:
     """race against every other federated method, arm by arm and milestone by milestone."""
     read = sorted({m["milestone"] for r in found for m in r["readings"]})
     for method in FEDERATED[1:]:
         for milestone in read:
             for arm in ARMS:
-                versus = paired(found, (FLAGSHIP, f"{arm}@{milestone}"), (method, f"{arm}@{milestone}"))
+                versus = paired(found, (FLAGSHIP, f"{arm}@{milestone}"), (method, f"{arm}@{milestone}"), over)
                 if versus is not None:
                     yield {
                         "method": method,
