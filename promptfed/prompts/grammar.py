@@ -72,10 +72,14 @@ class Materials:
     pairs: tuple[tuple[str, str], ...] = ()
     loose: tuple[tuple[str, ...], ...] = ()
 
+    def readout(self) -> tuple[tuple[str, ...], ...]:
+        """All words of each label; () where no label has more than the given one."""
+        every = tuple((word, *more) for word, more in zip(self.words, self.other_words, strict=True))
+        return every if any(self.other_words) else ()
+
     def draw_readout(self, rng: np.random.Generator) -> tuple[tuple[str, ...], ...]:
         """All words of each label, which mostly tell more than one; now and then none but those that are shown."""
-        every = tuple((word, *more) for word, more in zip(self.words, self.other_words, strict=True))
-        return every if any(self.other_words) and rng.random() < 0.75 else ()
+        return every if (every := self.readout()) and rng.random() < 0.75 else ()
 
     def draw_words(self, rng: np.random.Generator) -> tuple[str, ...]:
         """The given label words, or (half of the time, where every label has others) other ones."""

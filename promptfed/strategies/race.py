@@ -150,13 +150,15 @@ def fresh(pool: Pool, materials: Materials, rng: np.random.Generator, n: int) ->
 
     def draw(n_so_far: int) -> Draft:
         draft = draft_like(len(pool) + n_so_far, materials, rng)
-        return settled(replace(draft, exemplars=()), materials) if rng.random() < share else draft
+        return settled(replace(draft, exemplars=()) if rng.random() < share else draft, materials)
 
     return drawn(draw, n, pool)
 
 
 def settled(draft: Draft, materials: Materials) -> Draft:
-    """Words that are shown nowhere tell no drafts apart: without exemplars they are the given ones."""
+    """``draft`` as it is scored: read off all words of each label, since `Session.verbalize` learns what each of them
+    tells, for no call. Words that are shown nowhere tell no drafts apart: without exemplars they are the given ones."""
+    draft = replace(draft, readout=materials.readout())
     return draft if draft.exemplars else replace(draft, words=materials.words)
 
 
