@@ -97,12 +97,13 @@ def write_tables(results: Path, page: Path) -> dict[str, Any]:
 
 def _markdown(rows: Mapping[str, Any]) -> Iterator[str]:
     heads = ["set, own cal.", "set, pooled", "single, own cal.", "single, pooled", "personal"]
-    yield "| method | calls | seeds | " + " | ".join(heads) + " | tokens | up, kB | s |"
-    yield "|---" * (len(heads) + 6) + "|"
+    yield "| method | calls | seeds | " + " | ".join(heads) + " | set less zero-shot | tokens | up, kB | s |"
+    yield "|---" * (len(heads) + 7) + "|"
     for row in rows["methods"]:
         name = row["method"] + (" (weak FM)" if row["weak_fm"] else "")
         cells = [_cell(row.get(arm)) for arm in (*ARMS, *PERSONAL)]
-        spent = [f"{row['tokens'] / 1000:.0f}k", f"{row['bytes_up'] / 1000:.0f}", f"{row['wall_s']:.0f}"]
+        over = _difference(row["over_zero_shot"]) if "over_zero_shot" in row else ""
+        spent = [over, f"{row['tokens'] / 1000:.0f}k", f"{row['bytes_up'] / 1000:.0f}", f"{row['wall_s']:.0f}"]
         yield f"| {name} | {row['calls']:,} | {row['seeds']} | " + " | ".join([*cells, *spent]) + " |"
     yield "\nrace less the other method, points with 95% intervals (paired by text, seeds averaged):\n"
     yield from _pairs(rows["race"], heads[:4])
@@ -116,8 +117,7 @@ def _pairs(rows: Sequence[Mapping[str, Any]], heads: Sequence[str]) -> Iterator[
     yield "|---" * (len(heads) + 2) + "|"
     pairs: dict[tuple[str, int], dict[str, str]] = {(r["method"], r["calls"]): {} for r in rows}
     for r in rows:
-        low, high = r["ci95"]
-        pairs[r["method"], r["calls"]][r["arm"]] = f"{r['points']:+.1f} ({low:+.1f} to {high:+.1f})"
+        pairs[r["method"], r["calls"]][r["arm"]] = _difference(r)
     for (method, calls), arms in pairs.items():
         yield f"| {method} | {calls:,} | " + " | ".join(arms.get(arm, "") for arm in ARMS) + " |"
 
@@ -142,6 +142,11 @@ def _landscape(known: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]
 
 def _cell(value: Mapping[str, Any] | None) -> str:
     return "" if value is None else f"{value['mean']:.3f} ({value['ci95'][0]:.3f} to {value['ci95'][1]:.3f})"
+
+
+def _difference(of: Mapping[str, Any]) -> str:
+    low, high = of["ci95"]
+    return f"{of['points']:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def draw(rows: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
