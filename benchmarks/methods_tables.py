@@ -14,6 +14,8 @@ from promptfed.registry import load_method
 from promptfed.types import FloatArray
 
 DATA = ("sentiment5", "topics6")
+# Dealt out to clients by a Dirichlet distribution: differently in each seed, and some clients get a handful of texts.
+DEALT_OUT = "topics6"
 BELOW = "<!-- What is below is written by benchmarks/methods.py table. -->"
 CALLS, MILESTONES = 2500, (500, 1000)
 LONG = 5000
@@ -47,7 +49,7 @@ def records(results: Path, data: str) -> list[dict[str, Any]]:
 def right(found: Sequence[Mapping[str, Any]], arm: str) -> PerText:
     """1 where an arm was right, by client, (n_seeds, n_texts). Where seeds deal texts out differently (topics6), a
     client of one seed is a stratum of its own."""
-    apart = found[0]["data"] == "topics6"
+    apart = found[0]["data"] == DEALT_OUT
     out: dict[str, list[FloatArray]] = {}
     for record in found:
         for client, packed in record["right"][arm].items():
@@ -67,7 +69,7 @@ def paired(
         return None
     x, y = (right([of[s] for s in seeds], arm) for of, (_, arm) in zip(have, (a, b), strict=True))
     if over == "texts":
-        x, y = ({"": np.concatenate([side[c].mean(axis=0) for c in sorted(side)])} for side in (x, y))
+        x, y = ({"": np.concatenate([side[c] for c in sorted(side)], axis=1)} for side in (x, y))
     return compare(x, y)
 
 
@@ -82,7 +84,7 @@ def write_tables(results: Path, page: Path) -> dict[str, Any]:
             out[data] = {
                 "methods": list(_method_rows(found)),
                 "race": list(_race_rows(found)),
-                "race_over_texts": list(_race_rows(found, over="texts")) if data == "topics6" else [],
+                "race_over_texts": list(_race_rows(found, over="texts")) if data == DEALT_OUT else [],
                 "reach": _reach(found),
                 "worst_fifth": _worst_fifth(found),
             }

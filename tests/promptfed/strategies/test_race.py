@@ -205,7 +205,7 @@ def test_the_tuned_prompt_beats_the_first_draft() -> None:
         tuned.append(scene.drive(Race().run(federation), 900))
 
     assert pooled_accuracy(first, 100, seed=77) < 0.6
-    assert np.mean([pooled_accuracy(prompt, 100, seed=77) for prompt in tuned]) > 0.8
+    assert np.mean([pooled_accuracy(prompt, 100, seed=77) for prompt in tuned]) > 0.85
 
 
 def test_the_log_tells_a_rising_best_score_and_rising_calls() -> None:
