@@ -31,8 +31,8 @@ from tokenizers import Tokenizer
 
 from clients.data import read_rows
 from promptfed.fm.base import run_sync
-from promptfed.fm.embedded import BATCH_TOKENS, EmbeddedFM
-from promptfed.fm.packed import fast_dtype
+from promptfed.fm.embedded import BATCH_TOKENS, GPU_BATCH_TOKENS, EmbeddedFM
+from promptfed.fm.packed import fast_device, fast_dtype
 from promptfed.fm.weights import find_weights
 from promptfed.registry import load_fm
 from promptfed.types import FoundationModel, LabelRequest
@@ -115,7 +115,8 @@ class Work:
 
 def bare_products(folder: Path, n_tokens: int, dtype: torch.dtype) -> tuple[Callable[[], None], float]:
     """All linear layers' products over their own weights, one after the other; and their operations."""
-    weights = load_file(folder / "model.safetensors")
+    device = fast_device()
+    weights = load_file(folder / "model.safetensors", device=str(device))
     layers: list[list[torch.Tensor]] = []
     for i in range(1 + max(int(name.split(".")[2]) for name in weights if name.startswith("model.layers."))):
 
@@ -130,13 +131,15 @@ def bare_products(folder: Path, n_tokens: int, dtype: torch.dtype) -> tuple[Call
                 get("mlp.down"),
             ]
         )
-    inputs = {w.shape[1]: torch.randn(n_tokens, w.shape[1]).to(dtype) for w in layers[0]}
+    inputs = {w.shape[1]: torch.randn(n_tokens, w.shape[1], device=device).to(dtype) for w in layers[0]}
 
     @torch.inference_mode()
     def run() -> None:
         for layer in layers:
             for weight in layer:
                 F.linear(inputs[weight.shape[1]], weight)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
 
     return run, 2.0 * n_tokens * sum(w.numel() for layer in layers for w in layer)
 
@@ -168,7 +171,8 @@ def rates(name: str, repeats: int, server: str | None) -> dict[str, Any]:
         for kind, prefix in PROMPTS.items()
     }
     warm_up = requests(prompt(2, number=99), others[:50])
-    bare, bare_flops = bare_products(folder, BATCH_TOKENS, fast_dtype())
+    batch_tokens = GPU_BATCH_TOKENS if torch.cuda.is_available() else BATCH_TOKENS
+    bare, bare_flops = bare_products(folder, batch_tokens, fast_dtype())
     at_server: dict[str, list[float]] = {kind: [] for kind in PROMPTS}
     bare_s: list[float] = []
     taken: dict[str, list[float]] = {kind: [] for kind in PROMPTS}
@@ -185,7 +189,7 @@ def rates(name: str, repeats: int, server: str | None) -> dict[str, Any]:
                 ask(there, warm_up)
                 at_server[kind].append(ask(there, asked[kind]))
     bare_rate = bare_flops / median(bare_s) / 1e9
-    out: dict[str, Any] = {"batch_tokens": BATCH_TOKENS, "bare_gflops": round(bare_rate, 1)}
+    out: dict[str, Any] = {"batch_tokens": batch_tokens, "bare_gflops": round(bare_rate, 1)}
     out["bare_gflops_range"] = [round(bare_flops / s / 1e9, 1) for s in (max(bare_s), min(bare_s))]
     for kind, prefix in PROMPTS.items():
         useful = work.of(asked[kind]) / median(taken[kind]) / 1e9
@@ -247,6 +251,7 @@ def main() -> None:
         "machine": {
             "platform": f"{platform.system()} {platform.machine()}",
             "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "threads": args.threads,
             "torch": torch.__version__,
         }

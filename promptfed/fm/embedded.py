@@ -41,7 +41,9 @@ from promptfed.types import (
     TextRequest,
 )
 
+# A CPU is fastest with so many tokens at a time; a GPU waits for the next call to it unless there are many.
 BATCH_TOKENS = 768
+GPU_BATCH_TOKENS = 16_384
 # Rows of the whole vocabulary at once (400 KB each in float32 and its exponentials).
 VOCABULARY_ROWS = 64
 # Beyond this a text is cut (and counted as truncated): attention of one long text must not need gigabytes.
@@ -93,7 +95,9 @@ class EmbeddedFM(BaseFM):
         self._max_tokens = min(MAX_TOKENS, self._model.context)
         self._lock = threading.Lock()
         self._encode = lru_cache(maxsize=50_000)(self._encode_uncached)
-        self._pool = _one_thread_each(1 if torch.cuda.is_available() else torch.get_num_threads())
+        on_gpu = self._model.embedding.is_cuda
+        self._batch_tokens = GPU_BATCH_TOKENS if on_gpu else BATCH_TOKENS
+        self._pool = _one_thread_each(1 if on_gpu else torch.get_num_threads())
 
     def _load(self, folder: Path) -> PackedLlama | GenericLM:
         if not reason_against(self._config):
@@ -215,10 +219,11 @@ class EmbeddedFM(BaseFM):
                     stems[label[:-1]].append(k)
                 items[i] = _Item(labels, request.absolute, head.n + len(body), truncated, stems, np.zeros(len(labels)))
                 heads[i] = head
-                trees += [(Tree(body, tuple(p)), i) for p in _batches(list(stems), len, BATCH_TOKENS - len(body))]
+                trees += [(Tree(body, tuple(p)), i) for p in _batches(list(stems), len, self._batch_tokens - len(body))]
             trees.sort(key=lambda t: (len(t[0].tokens), t[0].shape, t))
             # One prompt alone is spread evenly over the workers.
-            batches = _parts(trees, lambda t: len(t[0].tokens), self._pool[1] if len(groups) == 1 else 1)
+            n_parts = self._pool[1] if len(groups) == 1 else 1
+            batches = _parts(trees, lambda t: len(t[0].tokens), self._batch_tokens, n_parts)
             head.n_batches = len(batches)
             jobs += [(head, batch) for batch in batches]
 
@@ -339,7 +344,7 @@ T = TypeVar("T")
 FloatRow = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
-def _batches(items: Sequence[T], size: Callable[[T], int], limit: int = BATCH_TOKENS) -> list[list[T]]:
+def _batches(items: Sequence[T], size: Callable[[T], int], limit: int) -> list[list[T]]:
     """Consecutive runs whose sizes sum to at most ``limit`` (one item at least)."""
     out: list[list[T]] = []
     room = 0
@@ -352,11 +357,11 @@ def _batches(items: Sequence[T], size: Callable[[T], int], limit: int = BATCH_TO
     return out
 
 
-def _parts(items: Sequence[T], size: Callable[[T], int], multiple: int) -> list[list[T]]:
-    """Consecutive runs of nearly the same size, each at most `BATCH_TOKENS` and one item; where there is enough to go
+def _parts(items: Sequence[T], size: Callable[[T], int], limit: int, multiple: int) -> list[list[T]]:
+    """Consecutive runs of nearly the same size, each at most ``limit`` and one item; where there is enough to go
     round, a ``multiple`` of them."""
     total = sum(map(size, items))
-    n = multiple * -(-total // (BATCH_TOKENS * multiple))
+    n = multiple * -(-total // (limit * multiple))
     out: list[list[T]] = [[] for _ in range(n)]
     at = 0
     for item in items:

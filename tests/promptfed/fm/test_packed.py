@@ -63,7 +63,7 @@ def with_biases(kind: Any, config: Any, folder: Path, seed: int) -> Any:
 
 def same(a: Tensor, b: Tensor) -> bool:
     assert a.shape == b.shape
-    return bool((a - b).abs().max() < 1e-4)
+    return bool((a.cpu() - b.cpu()).abs().max() < 1e-4)
 
 
 def test_the_model_under_test_has_grouped_query_heads_and_an_untied_head(packed: PackedLlama) -> None:
