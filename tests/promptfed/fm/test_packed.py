@@ -186,6 +186,7 @@ def test_a_cpu_without_bfloat16_computes_in_float32(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, has: dict[str, bool], dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
     assert PackedLlama(tiny_llama).embedding.dtype == dtype
 
