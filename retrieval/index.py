@@ -1,0 +1,398 @@
+"""A client's own index: documents, the passages they are found by, and the passages' vectors.
+
+    index = LocalIndex(SentenceEncoder())
+    index.add([Document(doc_id="leave", text="...")])
+    index.search(["How many days of leave are there?"], k=3)
+    index.save(Path("runs/index"))
+
+In its folder (`retrieval.store`) a generation has
+
+    manifest.json     schema version, encoder and dimension, kind, size of passages, the next free id
+    vectors.faiss     the vectors (`retrieval.vectors`)
+    documents.msgpack each document's digest, metadata and ids of passages
+    texts.bin         the passages one after another, in UTF-8, and spans.npy: where each begins and ends
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgpack
+import numpy as np
+
+from promptfed.errors import ConfigError, DataError
+from promptfed.types import Encoder, FloatArray, Hit, IntArray
+from retrieval import store
+from retrieval.documents import OVERLAP_WORDS, PASSAGE_WORDS, Document, passages
+from retrieval.lexical import LexicalIndex
+from retrieval.merging import reciprocal_ranks
+from retrieval.vectors import Kind, VectorArray, VectorIndex, kind_for
+
+SCHEMA_VERSION = 1
+# How often a folder is read again that is being replaced under our hands.
+_TRIES = 5
+Mode = Literal["dense", "lexical", "hybrid"]
+# Passages that each of both ways of looking gives to a hybrid search, for one that is asked for, and at least.
+HYBRID_DEPTH, HYBRID_LEAST = 3, 50
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A document as the index knows it."""
+
+    digest: bytes
+    metadata: Mapping[str, Any]
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Added:
+    """What `LocalIndex.add` came to, in documents. ``empty`` are those without a word, which it does not keep."""
+
+    new: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    empty: int = 0
+
+
+@dataclass(slots=True)
+class _Texts:
+    """Passages by id: those of the files, which are mapped, and those that came after."""
+
+    spans: dict[int, tuple[int, int]] = field(default_factory=dict)
+    mapped: Any = b""
+    added: dict[int, str] = field(default_factory=dict)
+
+    def __getitem__(self, row: int) -> str:
+        if row in self.added:
+            return self.added[row]
+        start, stop = self.spans[row]
+        return bytes(self.mapped[start:stop]).decode("utf-8")
+
+    def __delitem__(self, row: int) -> None:
+        self.added.pop(row, None)
+        self.spans.pop(row, None)
+
+
+class LocalIndex:
+    """Documents of one owner. Not for several threads that change it; any number may search.
+
+    ``kind`` is flat, hnsw or ivf (`retrieval.vectors`); without it, what suits the number of passages. Documents are
+    cut into passages of ``passage_words``, which overlap by ``overlap_words``; None: a document is one passage.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        kind: Kind | None = None,
+        passage_words: int | None = PASSAGE_WORDS,
+        overlap_words: int = OVERLAP_WORDS,
+    ) -> None:
+        if passage_words is not None and not 0 <= overlap_words < passage_words:
+            raise ConfigError(
+                f"passages of {passage_words} words can't overlap by {overlap_words}: expected 0 to {passage_words - 1}"
+            )
+        self.encoder = encoder
+        self._kind, self._passage_words, self._overlap_words = kind, passage_words, overlap_words
+        self._documents: dict[str, _Entry] = {}
+        self._owners: dict[int, tuple[str, int]] = {}  # of a passage: its document, and which of its passages it is
+        self._texts = _Texts()
+        self._next_row = 0
+        self._vectors: VectorIndex | None = None
+        self._mapped_from: Path | None = None  # where the vectors are, as long as they are not in memory
+        self._lexical: LexicalIndex | None = None
+        self._generation: str | None = None
+
+    def __len__(self) -> int:
+        """The number of documents."""
+        return len(self._documents)
+
+    def __contains__(self, doc_id: str) -> bool:
+        return doc_id in self._documents
+
+    @property
+    def n_passages(self) -> int:
+        return len(self._owners)
+
+    @property
+    def doc_ids(self) -> tuple[str, ...]:
+        """In the order in which they came."""
+        return tuple(self._documents)
+
+    @property
+    def kind(self) -> Kind:
+        """What the vectors are searched with now."""
+        return self._kind or kind_for(len(self._owners))
+
+    def add(self, documents: Iterable[Document]) -> Added:
+        """Take documents in. One with an id that is there replaces the other, unless it is the same to the byte; of two
+        in ``documents`` with one id, the later. If it raises, the index is as it was."""
+        given = {document.doc_id: document for document in documents}
+        known = {i: self._documents[i].digest for i in given if i in self._documents}
+        changed = {i: d for i, d in given.items() if known.get(i) != d.digest}
+        cut = {i: self._cut(d.text) for i, d in changed.items()}
+        empty = [i for i, parts in cut.items() if not parts]
+        texts = [text for parts in cut.values() for text in parts]
+        vectors = self._encode(texts)
+        self.delete([i for i in changed if i in self._documents])
+        rows = np.arange(self._next_row, self._next_row + len(texts))
+        self._next_row += len(texts)
+        at = 0
+        for doc_id, parts in cut.items():
+            if parts:
+                mine = tuple(rows[at : at + len(parts)].tolist())
+                self._documents[doc_id] = _Entry(changed[doc_id].digest, dict(changed[doc_id].metadata), mine)
+                self._owners.update({row: (doc_id, number) for number, row in enumerate(mine)})
+                self._texts.added.update(zip(mine, parts, strict=True))
+                at += len(parts)
+        if len(texts):
+            self._writable(vectors.shape[1]).add(vectors, rows)
+            self._vectors = self._writable().grown(self.kind)
+            self._lexical = None
+        replaced = sum(i in known for i in changed if i not in empty)
+        return Added(
+            new=len(changed) - len(empty) - replaced,
+            replaced=replaced,
+            unchanged=len(given) - len(changed),
+            empty=len(empty),
+        )
+
+    def delete(self, doc_ids: Iterable[str]) -> int:
+        """Forget documents; returns how many of them were there. Their last trace goes from the disk with `save`."""
+        entries = {i: self._documents[i] for i in dict.fromkeys(doc_ids) if i in self._documents}
+        rows = [row for entry in entries.values() for row in entry.rows]
+        if rows:
+            self._writable().remove(np.array(rows, dtype=np.int64))
+            self._lexical = None
+        for row in rows:
+            del self._owners[row], self._texts[row]
+        for doc_id in entries:
+            del self._documents[doc_id]
+        return len(entries)
+
+    def search(self, queries: Sequence[str], k: int, mode: Mode = "dense") -> list[list[Hit]]:
+        """The ``k`` best passages for each query, the best first: by cosine, by BM25, or by reciprocal ranks of both.
+
+        ``Hit.score`` is higher for better, on the mode's own scale. Raises `ConfigError` for a ``k`` below 1.
+        """
+        found = self.search_rows(queries, k, mode)
+        return [[self.hit(row, score) for score, row in one] for one in found]
+
+    def search_rows(self, queries: Sequence[str], k: int, mode: Mode = "dense") -> list[list[tuple[float, int]]]:
+        """As `search`: (score, passage id)."""
+        _check_k(k)
+        if mode == "dense":
+            return _pairs(*self.search_vectors(self._encode(queries), k))
+        if mode == "lexical":
+            return [list(zip(*self._by_words(query, k), strict=True)) for query in queries]
+        if mode != "hybrid":
+            raise ConfigError(f"unknown mode {mode!r} of search; known: dense, lexical, hybrid")
+        depth = max(HYBRID_LEAST, HYBRID_DEPTH * k)
+        dense = _pairs(*self.search_vectors(self._encode(queries), depth))
+        lexical = [self._by_words(query, depth)[1].tolist() for query in queries]
+        return [
+            [(score, row) for row, score in reciprocal_ranks([[row for _, row in near], worded])[:k]]
+            for near, worded in zip(dense, lexical, strict=True)
+        ]
+
+    def search_vectors(self, vectors: FloatArray | VectorArray, k: int) -> tuple[VectorArray, IntArray]:
+        """Cosines and passage ids, (n, k) each, the nearest first; id -1 where there are fewer. ``vectors``: (n,
+        dimension), unit length. Raises `ConfigError` for another dimension."""
+        _check_k(k)
+        if self._vectors is None:
+            return np.full((len(vectors), k), -np.inf, dtype=np.float32), np.full((len(vectors), k), -1)
+        if vectors.shape[1] != self._vectors.dimension:
+            raise ConfigError(
+                f"a query's vector has {vectors.shape[1]} numbers, those of this index {self._vectors.dimension}: "
+                f"encode queries with {self.encoder.encoder_id!r}"
+            )
+        return self._vectors.search(vectors.astype(np.float32), k)
+
+    def hit(self, row: int, score: float) -> Hit:
+        """The passage with that id."""
+        doc_id, number = self._owners[row]
+        return Hit(
+            doc_id=doc_id,
+            passage=number,
+            score=float(score),
+            text=self._texts[row],
+            metadata=self._documents[doc_id].metadata,
+        )
+
+    def text(self, row: int) -> str:
+        """The passage with that id. Raises `KeyError` where it is gone."""
+        return self._texts[row]
+
+    def passages(self, doc_id: str) -> list[str]:
+        """A document's passages. Raises `KeyError` for one that is not there."""
+        return [self._texts[row] for row in self._documents[doc_id].rows]
+
+    def metadata(self, doc_id: str) -> Mapping[str, Any]:
+        """A document's. Raises `KeyError` for one that is not there."""
+        return self._documents[doc_id].metadata
+
+    def document_vectors(self) -> tuple[VectorArray, list[str]]:
+        """One vector a document, the mean of its passages', (n, dimension), and the documents' ids."""
+        if self._vectors is None:
+            return np.zeros((0, 0), dtype=np.float32), []
+        vectors, rows = self._vectors.vectors()
+        ids = list(self._documents)
+        place = {doc_id: i for i, doc_id in enumerate(ids)}
+        of = np.array([place[self._owners[row][0]] for row in rows.tolist()], dtype=np.int64)
+        total = np.zeros((len(ids), vectors.shape[1]), dtype=np.float32)
+        np.add.at(total, of, vectors)
+        total /= np.bincount(of, minlength=len(ids))[:, None]
+        return total, ids
+
+    # ------------------------------------------------------------ files
+
+    def save(self, folder: Path) -> None:
+        """Write it all; a process that is killed meanwhile leaves the folder as it was before or as it is after.
+
+        Raises `DataError` where the folder holds an index that this one did not come from, or that was saved by
+        somebody else since.
+        """
+        if self._vectors is not None:
+            self._vectors = self._writable().grown(self.kind)
+        self._generation = store.replace(folder, self._generation, self._fill)
+
+    @classmethod
+    def open(cls, folder: Path, encoder: Encoder) -> LocalIndex:
+        """The index in ``folder``. Vectors and passages are mapped: they come into memory as searches need them.
+
+        Raises `DataError` for a folder without a whole index, and `ConfigError` for one made with another encoder.
+        """
+        for attempt in range(_TRIES):
+            generation = store.current(folder)
+            try:
+                return cls._read(generation, encoder)
+            except FileNotFoundError:
+                # Replaced between the reading of its name and of its files.
+                if attempt == _TRIES - 1 or store.current(folder) == generation:
+                    raise DataError(f"{folder}: a file of its index is missing; restore it from a copy") from None
+            except (ValueError, TypeError, KeyError, EOFError) as error:
+                raise DataError(
+                    f"{folder}: a file of its index is damaged ({type(error).__name__}); restore it from a copy"
+                ) from None
+        raise DataError(f"{folder}: is being replaced all the time; try again")
+
+    @classmethod
+    def _read(cls, generation: Path, encoder: Encoder) -> LocalIndex:
+        manifest = _manifest(generation / "manifest.json")
+        if manifest["encoder_id"] != encoder.encoder_id:
+            raise ConfigError(
+                f"{generation.parent}: made with encoder {manifest['encoder_id']!r}, opened with "
+                f"{encoder.encoder_id!r}: vectors of two encoders can't be compared. Open it with the one that it was "
+                "made with, or add its documents to a new index"
+            )
+        out = cls(
+            encoder,
+            kind=manifest["kind_asked"],
+            passage_words=manifest["passage_words"],
+            overlap_words=manifest["overlap_words"],
+        )
+        out._generation, out._next_row = generation.name, manifest["next_row"]
+        packed = msgpack.unpackb((generation / "documents.msgpack").read_bytes(), use_list=False)
+        out._documents = {doc_id: _Entry(digest, meta, rows) for doc_id, digest, meta, rows in packed}
+        out._owners = {row: (i, n) for i, entry in out._documents.items() for n, row in enumerate(entry.rows)}
+        spans = np.load(generation / "spans.npy")
+        out._texts = _Texts(
+            {row: (start, stop) for row, start, stop in spans.tolist()}, _mapped(generation / "texts.bin")
+        )
+        if set(out._texts.spans) != set(out._owners):
+            raise DataError(f"{generation.parent}: passages and documents don't match; restore it from a copy")
+        if manifest["dimension"]:
+            out._mapped_from = generation / "vectors.faiss"
+            out._vectors = VectorIndex.read(out._mapped_from, manifest["kind"], mapped=True)
+        return out
+
+    def _fill(self, aside: Path) -> None:
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "encoder_id": self.encoder.encoder_id,
+            "dimension": self._vectors.dimension if self._vectors is not None else 0,
+            "kind": self._vectors.kind if self._vectors is not None else self.kind,
+            "kind_asked": self._kind,
+            "passage_words": self._passage_words,
+            "overlap_words": self._overlap_words,
+            "next_row": self._next_row,
+            "n_documents": len(self._documents),
+        }
+        (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        documents = [[i, e.digest, dict(e.metadata), list(e.rows)] for i, e in self._documents.items()]
+        (aside / "documents.msgpack").write_bytes(msgpack.packb(documents))
+        spans, at = [], 0
+        with (aside / "texts.bin").open("wb") as file:
+            for row in self._owners:
+                at, start = at + file.write(self._texts[row].encode("utf-8")), at
+                spans.append((row, start, at))
+        np.save(aside / "spans.npy", np.array(spans, dtype=np.int64).reshape(-1, 3))
+        if self._vectors is not None:
+            self._vectors.write(aside / "vectors.faiss")
+
+    # ------------------------------------------------------------ inside
+
+    def _cut(self, text: str) -> list[str]:
+        if self._passage_words is None:
+            return [text] if text.strip() else []
+        return list(passages(text, self._passage_words, self._overlap_words))
+
+    def _encode(self, texts: Sequence[str]) -> VectorArray:
+        return self.encoder.encode(texts).astype(np.float32)
+
+    def _writable(self, dimension: int = 0) -> VectorIndex:
+        """The vectors, in memory."""
+        if self._vectors is None:
+            self._vectors = VectorIndex(dimension, self._kind or "flat")
+        elif self._mapped_from is not None:
+            if not self._mapped_from.exists():
+                raise DataError(f"{self._mapped_from.parent.parent}: changed since it was opened; open it anew")
+            self._vectors = VectorIndex.read(self._mapped_from, self._vectors.kind, mapped=False)
+        self._mapped_from = None
+        return self._vectors
+
+    def _by_words(self, query: str, k: int) -> tuple[FloatArray, IntArray]:
+        if self._lexical is None:
+            self._lexical = LexicalIndex(
+                [self._texts[row] for row in self._owners], np.fromiter(self._owners, np.int64, len(self._owners))
+            )
+        return self._lexical.search(query, k)
+
+
+def _pairs(scores: VectorArray, rows: IntArray) -> list[list[tuple[float, int]]]:
+    return [
+        [(score, row) for score, row in zip(mine, ids, strict=True) if row >= 0]
+        for mine, ids in zip(scores.tolist(), rows.tolist(), strict=True)
+    ]
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ConfigError(f"a search for k = {k} passages: expected 1 or more")
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: not the manifest of an index; restore the folder from a copy") from None
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{path}: an index of schema version {version}, this promptfed reads {SCHEMA_VERSION}: add its documents "
+            "to a new index"
+        )
+    return manifest
+
+
+def _mapped(path: Path) -> Any:
+    if not path.stat().st_size:
+        return b""  # nothing can't be mapped
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
