@@ -22,7 +22,7 @@ from clients.domain import LinearDomainModel, LinearHead
 from clients.history import TaskHistory
 from clients.personal import Chosen
 from clients.scores import ScoreStore
-from clients.secret import Secret
+from promptfed.privacy.secret import Secret
 from clients.tasks import METHOD_TASKS
 from evaluators import answers, metrics
 from promptfed.errors import BudgetError, WireError

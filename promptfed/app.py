@@ -15,7 +15,6 @@ import numpy as np
 from clients.client import Client
 from clients.data import ClientData, Labelled, Rows, assemble, read_rows
 from clients.partition import dirichlet
-from clients.secret import simulated_key
 from promptfed.conduct import MANUAL_CALIBRATION_TEXTS, Conductor, Result, TaskText, task_text
 from promptfed.config import Config, load_config
 from promptfed.errors import ConfigError, DataError
@@ -28,6 +27,7 @@ from promptfed.fm.decorators import Pooled, Retrying, Routed
 from promptfed.fm.journal import RecordingFM
 from promptfed.folder import begun_folder, check_folder, new_folder
 from promptfed.ledger import Phase
+from promptfed.privacy.secret import simulated_key
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate, content_hash
 from promptfed.registry import load_fm, load_method

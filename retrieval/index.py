@@ -225,9 +225,9 @@ class LocalIndex:
             metadata=self._documents[doc_id].metadata,
         )
 
-    def text(self, row: int) -> str:
-        """The passage with that id. Raises `KeyError` where it is gone."""
-        return self._texts[row]
+    def find(self, row: int) -> Hit | None:
+        """The passage with that id, or None where it is gone."""
+        return self.hit(row, 0.0) if row in self._owners else None
 
     def passages(self, doc_id: str) -> list[str]:
         """A document's passages. Raises `KeyError` for one that is not there."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from clients.client import Client
 from clients.data import ClientData, Labelled, scoring_order
-from clients.secret import simulated_key
+from promptfed.privacy.secret import simulated_key
 from promptfed.federation.checkpoint import Checkpoint
 from promptfed.federation.events import EventLog
 from promptfed.federation.inprocess import InProcessTransport

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clients.secret import KEY_BYTES, Secret, simulated_key
+from promptfed.privacy.secret import KEY_BYTES, Secret, simulated_key
 from promptfed.errors import DataError
 
 

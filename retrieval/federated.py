@@ -1,0 +1,342 @@
+"""The asker's side of federated retrieval: route a query to a few owners, ask them at once, merge what they find.
+
+    retriever = FederatedRetriever(transport, owners, encoder, asker="north", n_ask=5)
+    hits = retriever.search(["How many days of leave are there?"], k=10)
+
+``transport`` is any `promptfed.types.Transport`: owners in this process, or at the other end of a network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+
+from promptfed.errors import CapabilityError, ConfigError, WireError
+from promptfed.fm.base import run_sync
+from promptfed.messages import Failed, Task, decode_reply, encode
+from promptfed.messages.methods import packed, unpacked
+from promptfed.messages.retrieval import Describe, Described, Fetch, Found, Search, SearchMode, Shown, TaskBody
+from promptfed.types import Encoder, FloatArray, Hit, IntArray, Transport
+from retrieval.merging import CrossEncoder, Merge, by_score
+from retrieval.owner import Form
+from retrieval.routing import BoolArray, CentroidRouter, Router, chosen
+
+log = logging.getLogger("promptfed.retrieval")
+
+# Shares of the deadline by the end of which owners have to say what they are like, and what they found: some of it is
+# left for showing it, however late the last of them is.
+DESCRIBED_BY, FOUND_BY = 0.3, 0.7
+# Passages shown beside those that are wanted, to stand in for those that turn out to be doubles.
+SPARE = 2
+# Passages that a cross-encoder reads, for one that is wanted.
+READ_AGAIN = 3
+Body = TypeVar("Body")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What was found, and who was asked. ``hits``: a list a query, the best first. ``asked``: for each query the owners
+    that were asked; ``silent``: those that gave no answer in time, or failed, in one of its steps."""
+
+    hits: list[list[Hit]]
+    asked: list[tuple[str, ...]]
+    silent: tuple[str, ...]
+
+
+class FederatedRetriever:
+    """`promptfed.types.Retriever` over the indices of several ``owners``.
+
+    ``send``: queries leave as their vector or as their text; every owner that is asked sees them, and no other. With
+    vectors all owners need the encoder of the asker. ``n_ask`` and ``coverage`` say how many owners a query is sent to
+    (`retrieval.routing.chosen`); with neither, all. ``deadline_s`` bounds a whole search: what did not come by then is
+    left out. ``cross_encoder`` reads the best merged passages again and orders them anew.
+
+    Owners that share scores only have their hits named ``#NUMBER``, without a text; such hits are not read again by a
+    cross-encoder, and stand after those that are.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        owners: Sequence[str],
+        encoder: Encoder,
+        *,
+        asker: str = "",
+        send: Form = "vector",
+        mode: SearchMode = "dense",
+        router: Router | None = None,
+        n_ask: int | None = None,
+        coverage: float | None = None,
+        merge: Merge = by_score,
+        cross_encoder: CrossEncoder | None = None,
+        deadline_s: float = 10.0,
+    ) -> None:
+        if send == "vector" and mode != "dense":
+            raise ConfigError(f"a {mode} search needs the query's text: use send='text'")
+        if n_ask is not None and n_ask < 1:
+            raise ConfigError(f"n_ask = {n_ask}: expected 1 owner or more")
+        self.owners = tuple(sorted(set(owners)))
+        self._transport, self._encoder, self._asker = transport, encoder, asker
+        self._send, self._mode = send, mode
+        self._router = router or CentroidRouter()
+        self._n_ask, self._coverage, self._merge = n_ask, coverage, merge
+        self._cross_encoder, self._deadline_s = cross_encoder, deadline_s
+        self._described: dict[str, Described] = {}
+        self._rounds = itertools.count(1)
+        self._n_silent: defaultdict[str, int] = defaultdict(int)  # exchanges in a row that it gave no answer to
+        self._one_search = asyncio.Lock()
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        return self.ask(queries, k).hits
+
+    async def asearch(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        return (await self.aask(queries, k)).hits
+
+    def ask(self, queries: Sequence[str], k: int) -> Answers:
+        """As `aask`, blocking; notebook-safe."""
+        return run_sync(self.aask(queries, k))
+
+    async def aask(self, queries: Sequence[str], k: int) -> Answers:
+        """At most ``k`` hits a query. Never fails because of an owner: see `Answers.silent`.
+
+        Raises `CapabilityError` where no owner takes queries in the form that they are sent in.
+        """
+        if k < 1:
+            raise ConfigError(f"a search for k = {k} passages: expected 1 or more")
+        async with self._one_search:
+            return await self._aask(queries, k)
+
+    async def described(self) -> dict[str, Described]:
+        """What the owners say of their indices, asking those that have not said it yet."""
+        missing = [owner for owner in self.owners if owner not in self._described]
+        if missing:
+            task = Describe(asker=self._asker)
+            end = time.monotonic() + DESCRIBED_BY * self._deadline_s
+            said, _ = await self._exchange(dict.fromkeys(missing, task), Described, end)
+            self._described.update(said)
+        return self._described
+
+    async def route(self, queries: FloatArray) -> tuple[tuple[str, ...], FloatArray]:
+        """The owners that have said what they are like, and how likely each holds what each of ``queries`` (n, d)
+        looks for, (n, C). Owners without a centroid are as likely as the average."""
+        described = await self.described()
+        owners = tuple(owner for owner in self.owners if owner in described)
+        sums = {o: s for o in owners if (s := self._centroid(o, queries.shape[1])) is not None}
+        out = np.full((len(queries), len(owners)), 1.0 / max(len(owners), 1))
+        if sums:
+            among = self._router.probabilities(queries, np.array(list(sums.values())))
+            out[:, [owners.index(o) for o in sums]] = among * len(sums) / len(owners)
+        return owners, out
+
+    def _centroid(self, owner: str, dimension: int) -> FloatArray | None:
+        """Of a released centroid that can be compared with queries."""
+        said = self._described[owner]
+        if not said.centroid or said.encoder != self._encoder.encoder_id:
+            return None
+        try:
+            return unpacked(said.centroid, dimension)
+        except WireError as error:
+            log.warning("the centroid of %s is left out: %s", owner, error)
+            return None
+
+    # ------------------------------------------------------------ the steps of a search
+
+    async def _aask(self, queries: Sequence[str], k: int) -> Answers:
+        start = time.monotonic()
+        if not queries:
+            return Answers(hits=[], asked=[], silent=())
+        vectors = self._encoder.encode(queries)
+        owners, weights = await self.route(vectors)
+        self._check(owners)
+        asked = chosen(weights, n_ask=self._n_ask, coverage=self._coverage)
+        sizes = {owner: int(n) for owner, n in zip(owners, asked.sum(axis=0), strict=True) if n}
+        tasks = {o: self._task(queries, vectors, asked[:, owners.index(o)], k) for o in sizes}
+        found, silent = await self._exchange(tasks, Found, start + FOUND_BY * self._deadline_s, sizes)
+        scores, passages = self._laid_out(owners, found, asked, k)
+        hits, mute = await self._shown(
+            queries, owners, self._merge(scores, weights), passages, k, start + self._deadline_s
+        )
+        never = set(self.owners) - set(owners)
+        return Answers(
+            hits=hits,
+            asked=[tuple(o for o, yes in zip(owners, row, strict=True) if yes) for row in asked.tolist()],
+            silent=tuple(sorted({*silent, *mute, *never})),
+        )
+
+    def _check(self, owners: Sequence[str]) -> None:
+        """Owners that could not read the query are told apart before they are sent it."""
+        wrong = {}
+        for owner in owners:
+            said = self._described[owner]
+            if self._send not in said.accepts:
+                wrong[owner] = f"takes {' or '.join(said.accepts)} only"
+            elif self._send == "vector" and said.encoder != self._encoder.encoder_id:
+                wrong[owner] = f"has encoder {said.encoder!r}"
+        if wrong:
+            first = ", ".join(f"{owner} {why}" for owner, why in sorted(wrong.items())[:3])
+            other = "text" if self._send == "vector" else "vector"
+            raise CapabilityError(
+                f"queries are sent as {self._send} (encoder {self._encoder.encoder_id!r}), which {len(wrong)} of "
+                f"{len(owners)} owners can't use: {first}. Use send={other!r}, or leave these owners out"
+            )
+
+    def _task(self, queries: Sequence[str], vectors: FloatArray, mine: BoolArray, k: int) -> Search:
+        rows = np.flatnonzero(mine)
+        if self._send == "text":
+            return Search(asker=self._asker, k=k, mode=self._mode, texts=tuple(queries[i] for i in rows.tolist()))
+        return Search(
+            asker=self._asker,
+            k=k,
+            vectors=packed(vectors[rows]),
+            dimension=vectors.shape[1],
+            encoder=self._encoder.encoder_id,
+        )
+
+    def _laid_out(
+        self, owners: Sequence[str], found: Mapping[str, Found], asked: BoolArray, k: int
+    ) -> tuple[FloatArray, IntArray]:
+        """Scores and passages, (n, C, k); -inf and -1 where there is no hit."""
+        scores = np.full((len(asked), len(owners), k), -np.inf)
+        passages = np.full(scores.shape, -1, dtype=np.int64)
+        for i, owner in enumerate(owners):
+            if owner in found:
+                rows = np.flatnonzero(asked[:, i])
+                mine, numbers = found[owner].arrays
+                m = min(k, mine.shape[1])
+                there = numbers[:, :m] >= 0
+                scores[rows, i, :m] = np.where(there, mine[:, :m], -np.inf)
+                passages[rows, i, :m] = np.where(there, numbers[:, :m], -1)
+        return scores, passages
+
+    async def _shown(
+        self,
+        queries: Sequence[str],
+        owners: Sequence[str],
+        merged: FloatArray,
+        passages: IntArray,
+        k: int,
+        end: float,
+    ) -> tuple[list[list[Hit]], set[str]]:
+        """The best of all, with what their owners show of them, and the owners that did not show what they had found.
+
+        More is asked for where doubles, or owners that fell silent, left a query with fewer than it should have.
+        """
+        flat, numbers = merged.reshape(len(queries), -1), passages.reshape(len(queries), -1)
+        order = np.argsort(-flat, axis=1, kind="stable")
+        n_there = np.isfinite(flat).sum(axis=1)
+        wanted = k * READ_AGAIN if self._cross_encoder is not None else k
+        shown: dict[tuple[int, int], Hit | None] = {}
+        mute: set[str] = set()
+        n_best = wanted + SPARE
+        while True:
+            best = [
+                list(zip((row // merged.shape[2]).tolist(), of[row].tolist(), scores[row].tolist(), strict=True))
+                for row, of, scores in zip(_cut(order, np.minimum(n_there, n_best)), numbers, flat, strict=True)
+            ]
+            need: defaultdict[str, list[int]] = defaultdict(list)
+            for i, number, _ in itertools.chain.from_iterable(best):
+                if (i, number) not in shown:
+                    shown[i, number] = self._unread(owners[i], number)
+                    need[owners[i]].append(number)
+            tasks = {o: Fetch(asker=self._asker, passages=tuple(of)) for o, of in need.items() if self._shows_text(o)}
+            sizes = {owner: len(task.passages) for owner, task in tasks.items()}
+            got, silent = await self._exchange(tasks, Shown, end, sizes)
+            mute |= silent
+            for owner, said in got.items():
+                i = owners.index(owner)
+                for number, doc_id, place, text in zip(
+                    tasks[owner].passages, said.doc_ids, said.places, said.texts, strict=True
+                ):
+                    if doc_id:
+                        shown[i, number] = Hit(doc_id=doc_id, passage=place, score=0.0, text=text, owner=owner)
+            hits = [_distinct(candidates, shown)[:wanted] for candidates in best]
+            if all(len(h) == wanted or n <= n_best for h, n in zip(hits, n_there.tolist(), strict=True)):
+                break
+            n_best *= 2
+        if self._cross_encoder is not None:
+            hits = [_reread(self._cross_encoder, q, mine)[:k] for q, mine in zip(queries, hits, strict=True)]
+        return hits, mute
+
+    def _shows_text(self, owner: str) -> bool:
+        return self._described[owner].shares in ("snippets", "documents")
+
+    def _unread(self, owner: str, number: int) -> Hit | None:
+        """A hit of an owner that shares scores only; None where its text has still to come."""
+        return None if self._shows_text(owner) else Hit(doc_id=f"#{number}", score=0.0, owner=owner)
+
+    async def _exchange(
+        self,
+        bodies: Mapping[str, TaskBody],
+        kind: type[Body],
+        end: float,
+        sizes: Mapping[str, int] | None = None,
+    ) -> tuple[dict[str, Body], set[str]]:
+        """Ask owners at once: answers of ``kind``, for as many queries or passages as ``sizes`` says, and who gave
+        none."""
+        if not bodies or (left := end - time.monotonic()) <= 0:
+            return {}, set(bodies)
+        number = next(self._rounds)
+        tasks = {
+            owner: encode(
+                Task(round=number, client_id=owner, run="retrieval", fleet="retrieval", grant=0, limit=0, body=body)
+            )
+            for owner, body in bodies.items()
+        }
+        replies = await self._transport.exchange(tasks, [o for o in tasks if self._waits_for(o)], left)
+        out: dict[str, Body] = {}
+        for owner, data in replies.items():
+            try:
+                reply = decode_reply(data)
+            except WireError as error:
+                log.warning("%s: %s", owner, error)
+                continue
+            fits = sizes is None or getattr(reply.body, "n", None) == sizes[owner]
+            if isinstance(reply.body, kind) and fits and (reply.client_id, reply.round) == (owner, number):
+                out[owner] = reply.body
+            else:
+                why = reply.body.reason if isinstance(reply.body, Failed) else "another answer than was asked for"
+                log.warning("%s failed: %s", owner, why)
+        for owner in bodies:
+            self._n_silent[owner] = 0 if owner in out else self._n_silent[owner] + 1
+        return out, set(bodies) - set(out)
+
+    def _waits_for(self, owner: str) -> bool:
+        """Owners that gave no answer are asked in every search, but hold up the second, fourth, eighth of them only."""
+        n = self._n_silent[owner]
+        return n & (n + 1) == 0
+
+
+def _cut(order: IntArray, stops: IntArray) -> list[IntArray]:
+    """The first so many of each row."""
+    return [row[:stop] for row, stop in zip(order, stops.tolist(), strict=True)]
+
+
+def _distinct(candidates: Sequence[tuple[int, int, float]], shown: Mapping[tuple[int, int], Hit | None]) -> list[Hit]:
+    """The hits there are, each text once: the one with the best score."""
+    hits, texts = [], set()
+    for i, number, score in candidates:
+        hit = shown[i, number]
+        if hit is None:
+            continue
+        text = " ".join(hit.text.lower().split())
+        if text and text in texts:
+            continue
+        texts.add(text)
+        hits.append(replace(hit, score=score))
+    return hits
+
+
+def _reread(cross_encoder: CrossEncoder, query: str, hits: Sequence[Hit]) -> list[Hit]:
+    """In the order of the cross-encoder's scores; hits without a text after those, as they are."""
+    with_text = [hit for hit in hits if hit.text]
+    scores = cross_encoder.scores(query, [hit.text for hit in with_text]) if with_text else ()
+    read = [replace(hit, score=float(score)) for hit, score in zip(with_text, scores, strict=True)]
+    return [*sorted(read, key=lambda hit: -hit.score), *(hit for hit in hits if not hit.text)]
