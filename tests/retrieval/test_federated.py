@@ -16,6 +16,7 @@ from promptfed.errors import CapabilityError, ConfigError
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.messages import Failed, Reply, decode_reply, decode_task, encode
 from promptfed.messages.retrieval import Describe, Fetch, Found, Search, Shown
+from promptfed.privacy.secret import Secret, simulated_key
 from promptfed.types import FloatArray
 from retrieval.documents import Document
 from retrieval.federated import FederatedRetriever
@@ -69,7 +70,8 @@ def owners(policy: Policy | None = None, **policies: Policy) -> dict[str, IndexO
     for name in TOPICS:
         index = LocalIndex(WordEncoder())
         index.add(documents(name))
-        out[name] = IndexOwner(name, index, policies.get(name, policy or Policy(shares="documents")))
+        secret = Secret(simulated_key(0, name))
+        out[name] = IndexOwner(name, index, policies.get(name, policy or Policy(shares="documents")), secret=secret)
     return out
 
 
@@ -84,7 +86,7 @@ def central() -> LocalIndex:
     return index
 
 
-QUERIES = ["the judge of the court", "a ship in the harbour tagd", "fuel for the engine", "road tagh"]
+QUERIES = ["the judge of the court", "a ship in the harbour tagd", "fuel for the engine", "road, wheel and driver tagh"]
 
 
 @pytest.mark.parametrize("send", ["text", "vector"])
