@@ -6,9 +6,13 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgpack
+
+from promptfed.errors import DataError
+from promptfed.tables import records
 
 # Words of a passage, and how many of them the next one begins with. all-MiniLM-L6-v2 reads 256 tokens, about 180 words.
 PASSAGE_WORDS, OVERLAP_WORDS = 180, 30
@@ -42,3 +46,38 @@ def passages(text: str, n_words: int, n_overlap: int) -> Iterator[str]:
         if stop == len(words):
             return
         start = stop - n_overlap
+
+
+def read_documents(path: Path, *, id_column: str = "id", text_column: str = "text") -> list[Document]:
+    """The documents of a CSV file, whose other columns are their metadata, or of a folder: a text file is a document
+    there, and its path in the folder its id. Files are in UTF-8; those of a folder end in .txt or .md.
+
+    Raises `DataError` naming file and row, never a text.
+    """
+    if path.is_dir():
+        return _of_folder(path)
+    out: dict[str, Document] = {}
+    for number, record in records(path, [id_column, text_column]):
+        doc_id = record.pop(id_column).strip()
+        if not doc_id:
+            raise DataError(f"{path}, row {number}: column {id_column!r} is empty; expected a document's id")
+        if doc_id in out:
+            raise DataError(f"{path}, row {number}: a second document with the id of an earlier one")
+        out[doc_id] = Document(doc_id=doc_id, text=record.pop(text_column), metadata=record)
+    return list(out.values())
+
+
+def _of_folder(folder: Path) -> list[Document]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".txt", ".md") and p.is_file())
+    if not files:
+        raise DataError(f"{folder}: no .txt or .md file in it")
+    out = []
+    for file in files:
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+        except OSError as error:
+            raise DataError(f"{file}: can't be read ({error.strerror})") from None
+        out.append(Document(doc_id=file.relative_to(folder).as_posix(), text=text))
+    return out
