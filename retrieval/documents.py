@@ -17,7 +17,8 @@ from promptfed.tables import records
 # Words of a passage, and how many of them the next one begins with. all-MiniLM-L6-v2 reads 256 tokens, about 180 words.
 PASSAGE_WORDS, OVERLAP_WORDS = 180, 30
 
-_WORD = re.compile(r"\S+")
+# A run of letters without a space is a word, and several where it is long: not all scripts have spaces.
+_WORD = re.compile(r"\S{1,24}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +31,26 @@ class Document:
 
     @property
     def digest(self) -> bytes:
-        """Of all that it holds: the same document added again is known by it."""
+        """Of all that it holds: the same document added again is known by it. Raises `DataError` for metadata that can't
+        be kept."""
         whole = [self.doc_id, self.text, sorted(self.metadata.items())]
-        return hashlib.sha256(msgpack.packb(whole)).digest()
+        try:
+            return hashlib.sha256(msgpack.packb(whole, unicode_errors="surrogatepass")).digest()
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(
+                f"document {self.doc_id!r}: metadata can't be kept ({type(error).__name__}); expected texts, numbers, "
+                "lists and mappings"
+            ) from None
 
 
-def passages(text: str, n_words: int, n_overlap: int) -> Iterator[str]:
-    """``text`` in windows of ``n_words`` words, each beginning ``n_overlap`` words before the end of the last one.
-    Nothing for a text without words."""
+def passages(text: str, n_words: int, n_overlap: int) -> Iterator[tuple[int, int]]:
+    """Where ``text`` has windows of ``n_words`` words, each beginning ``n_overlap`` words before the end of the last
+    one. None in a text without words."""
     words = [match.span() for match in _WORD.finditer(text)]
     start = 0
     while start < len(words):
         stop = min(start + n_words, len(words))
-        yield text[words[start][0] : words[stop - 1][1]]
+        yield words[start][0], words[stop - 1][1]
         if stop == len(words):
             return
         start = stop - n_overlap

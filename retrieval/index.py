@@ -9,8 +9,8 @@ In its folder (`retrieval.store`) a generation has
 
     manifest.json     schema version, encoder and dimension, kind, size of passages, the next free id
     vectors.faiss     the vectors (`retrieval.vectors`)
-    documents.msgpack each document's digest, metadata and ids of passages
-    texts.bin         the passages one after another, in UTF-8, and spans.npy: where each begins and ends
+    documents.msgpack each document's digest, metadata, passages, and where its text is
+    texts.bin         the documents one after another, in UTF-8
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,11 +43,14 @@ HYBRID_DEPTH, HYBRID_LEAST = 3, 50
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A document as the index knows it."""
+    """A document as the index knows it. ``spans``: where in its text, in bytes, the passages ``rows`` are; ``place``:
+    where in the file its text is, None for one that is in memory."""
 
     digest: bytes
     metadata: Mapping[str, Any]
     rows: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    place: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,25 +61,6 @@ class Added:
     replaced: int = 0
     unchanged: int = 0
     empty: int = 0
-
-
-@dataclass(slots=True)
-class _Texts:
-    """Passages by id: those of the files, which are mapped, and those that came after."""
-
-    spans: dict[int, tuple[int, int]] = field(default_factory=dict)
-    mapped: Any = b""
-    added: dict[int, str] = field(default_factory=dict)
-
-    def __getitem__(self, row: int) -> str:
-        if row in self.added:
-            return self.added[row]
-        start, stop = self.spans[row]
-        return bytes(self.mapped[start:stop]).decode("utf-8")
-
-    def __delitem__(self, row: int) -> None:
-        self.added.pop(row, None)
-        self.spans.pop(row, None)
 
 
 class LocalIndex:
@@ -102,7 +86,8 @@ class LocalIndex:
         self._kind, self._passage_words, self._overlap_words = kind, passage_words, overlap_words
         self._documents: dict[str, _Entry] = {}
         self._owners: dict[int, tuple[str, int]] = {}  # of a passage: its document, and which of its passages it is
-        self._texts = _Texts()
+        self._texts: dict[str, bytes] = {}  # of documents that came since the files were written
+        self._mapped: Any = b""  # the file of the others
         self._next_row = 0
         self._vectors: VectorIndex | None = None
         self._mapped_from: Path | None = None  # where the vectors are, as long as they are not in memory
@@ -137,20 +122,22 @@ class LocalIndex:
         known = {i: self._documents[i].digest for i in given if i in self._documents}
         changed = {i: d for i, d in given.items() if known.get(i) != d.digest}
         cut = {i: self._cut(d.text) for i, d in changed.items()}
-        empty = [i for i, parts in cut.items() if not parts]
-        texts = [text for parts in cut.values() for text in parts]
+        empty = [i for i, spans in cut.items() if not spans]
+        contents = {i: _utf8(d.text) for i, d in changed.items()}
+        texts = [contents[i][start:stop].decode("utf-8") for i, spans in cut.items() for start, stop in spans]
         vectors = self._encode(texts)
         self.delete([i for i in changed if i in self._documents])
         rows = np.arange(self._next_row, self._next_row + len(texts))
         self._next_row += len(texts)
         at = 0
-        for doc_id, parts in cut.items():
-            if parts:
-                mine = tuple(rows[at : at + len(parts)].tolist())
-                self._documents[doc_id] = _Entry(changed[doc_id].digest, dict(changed[doc_id].metadata), mine)
+        for doc_id, spans in cut.items():
+            if spans:
+                mine = tuple(rows[at : at + len(spans)].tolist())
+                document = changed[doc_id]
+                self._documents[doc_id] = _Entry(document.digest, dict(document.metadata), mine, tuple(spans))
                 self._owners.update({row: (doc_id, number) for number, row in enumerate(mine)})
-                self._texts.added.update(zip(mine, parts, strict=True))
-                at += len(parts)
+                self._texts[doc_id] = contents[doc_id]
+                at += len(spans)
         if len(texts):
             self._writable(vectors.shape[1]).add(vectors, rows)
             self._vectors = self._writable().grown(self.kind)
@@ -171,9 +158,10 @@ class LocalIndex:
             self._writable().remove(np.array(rows, dtype=np.int64))
             self._lexical = None
         for row in rows:
-            del self._owners[row], self._texts[row]
+            del self._owners[row]
         for doc_id in entries:
             del self._documents[doc_id]
+            self._texts.pop(doc_id, None)
         return len(entries)
 
     def search(self, queries: Sequence[str], k: int, mode: Mode = "dense") -> list[list[Hit]]:
@@ -221,7 +209,7 @@ class LocalIndex:
             doc_id=doc_id,
             passage=number,
             score=float(score),
-            text=self._texts[row],
+            text=self._passage(doc_id, number),
             metadata=self._documents[doc_id].metadata,
         )
 
@@ -229,13 +217,15 @@ class LocalIndex:
         """The passage with that id, or None where it is gone."""
         return self.hit(row, 0.0) if row in self._owners else None
 
+    def document(self, doc_id: str) -> Document:
+        """As it was added. Raises `KeyError` for one that is not there."""
+        return Document(
+            doc_id=doc_id, text=self._content(doc_id).decode("utf-8"), metadata=self._documents[doc_id].metadata
+        )
+
     def passages(self, doc_id: str) -> list[str]:
         """A document's passages. Raises `KeyError` for one that is not there."""
-        return [self._texts[row] for row in self._documents[doc_id].rows]
-
-    def metadata(self, doc_id: str) -> Mapping[str, Any]:
-        """A document's. Raises `KeyError` for one that is not there."""
-        return self._documents[doc_id].metadata
+        return [self._passage(doc_id, number) for number in range(len(self._documents[doc_id].rows))]
 
     def document_vectors(self) -> tuple[VectorArray, list[str]]:
         """One vector a document, the mean of its passages', (n, dimension), and the documents' ids."""
@@ -298,21 +288,24 @@ class LocalIndex:
             overlap_words=manifest["overlap_words"],
         )
         out._generation, out._next_row = generation.name, manifest["next_row"]
-        packed = msgpack.unpackb((generation / "documents.msgpack").read_bytes(), use_list=False)
-        out._documents = {doc_id: _Entry(digest, meta, rows) for doc_id, digest, meta, rows in packed}
+        packed = msgpack.unpackb((generation / "documents.msgpack").read_bytes(), unicode_errors="surrogatepass")
+        out._documents = {i: _Entry(digest, meta, *map(tuple, more)) for i, digest, meta, *more in packed}
         out._owners = {row: (i, n) for i, entry in out._documents.items() for n, row in enumerate(entry.rows)}
-        spans = np.load(generation / "spans.npy")
-        out._texts = _Texts(
-            {row: (start, stop) for row, start, stop in spans.tolist()}, _mapped(generation / "texts.bin")
-        )
-        if set(out._texts.spans) != set(out._owners):
-            raise DataError(f"{generation.parent}: passages and documents don't match; restore it from a copy")
+        out._mapped = _mapped(generation / "texts.bin")
+        if len(out._mapped) != manifest["n_bytes"]:
+            raise DataError(f"{generation.parent}: its texts and documents don't match; restore it from a copy")
         if manifest["dimension"]:
             out._mapped_from = generation / "vectors.faiss"
             out._vectors = VectorIndex.read(out._mapped_from, manifest["kind"], mapped=True)
         return out
 
     def _fill(self, aside: Path) -> None:
+        documents, at = [], 0
+        with (aside / "texts.bin").open("wb") as file:
+            for i, e in self._documents.items():
+                at, start = at + file.write(self._content(i)), at
+                documents.append([i, e.digest, dict(e.metadata), e.rows, e.spans, (start, at)])
+        (aside / "documents.msgpack").write_bytes(msgpack.packb(documents, unicode_errors="surrogatepass"))
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "encoder_id": self.encoder.encoder_id,
@@ -323,25 +316,33 @@ class LocalIndex:
             "overlap_words": self._overlap_words,
             "next_row": self._next_row,
             "n_documents": len(self._documents),
+            "n_bytes": at,
         }
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        documents = [[i, e.digest, dict(e.metadata), list(e.rows)] for i, e in self._documents.items()]
-        (aside / "documents.msgpack").write_bytes(msgpack.packb(documents))
-        spans, at = [], 0
-        with (aside / "texts.bin").open("wb") as file:
-            for row in self._owners:
-                at, start = at + file.write(self._texts[row].encode("utf-8")), at
-                spans.append((row, start, at))
-        np.save(aside / "spans.npy", np.array(spans, dtype=np.int64).reshape(-1, 3))
         if self._vectors is not None:
             self._vectors.write(aside / "vectors.faiss")
 
     # ------------------------------------------------------------ inside
 
-    def _cut(self, text: str) -> list[str]:
+    def _cut(self, text: str) -> list[tuple[int, int]]:
+        """Where its passages are, in bytes."""
         if self._passage_words is None:
-            return [text] if text.strip() else []
-        return list(passages(text, self._passage_words, self._overlap_words))
+            return [(0, len(_utf8(text)))] if text.strip() else []
+        spans = list(passages(text, self._passage_words, self._overlap_words))
+        place, at, n = {}, 0, 0
+        for end in sorted({end for span in spans for end in span}):
+            n += len(_utf8(text[at:end]))
+            place[end], at = n, end
+        return [(place[start], place[stop]) for start, stop in spans]
+
+    def _content(self, doc_id: str) -> bytes:
+        if (place := self._documents[doc_id].place) is None:
+            return self._texts[doc_id]
+        return bytes(self._mapped[place[0] : place[1]])
+
+    def _passage(self, doc_id: str, number: int) -> str:
+        start, stop = self._documents[doc_id].spans[number]
+        return self._content(doc_id)[start:stop].decode("utf-8")
 
     def _encode(self, texts: Sequence[str]) -> VectorArray:
         return self.encoder.encode(texts).astype(np.float32)
@@ -360,9 +361,15 @@ class LocalIndex:
     def _by_words(self, query: str, k: int) -> tuple[FloatArray, IntArray]:
         if self._lexical is None:
             self._lexical = LexicalIndex(
-                [self._texts[row] for row in self._owners], np.fromiter(self._owners, np.int64, len(self._owners))
+                [self._passage(*owner) for owner in self._owners.values()],
+                np.fromiter(self._owners, np.int64, len(self._owners)),
             )
         return self._lexical.search(query, k)
+
+
+def _utf8(text: str) -> bytes:
+    """Half of a surrogate pair is no character and becomes a question mark."""
+    return text.encode("utf-8", errors="replace")
 
 
 def _pairs(scores: VectorArray, rows: IntArray) -> list[list[tuple[float, int]]]:

@@ -77,6 +77,25 @@ def test_a_long_document_is_found_by_each_of_its_passages() -> None:
     assert made([Document(doc_id="long", text=text)], passage_words=None).n_passages == 1
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_document_comes_back_as_it_was_added(tmp_path: Path, saved: bool) -> None:
+    odd = Document(doc_id="odd", text=" Größe\u00a0文字 😀\n\nand more, much more of it ", metadata={"a": [1, None]})
+    index = made([*ALL, odd], passage_words=3, overlap_words=1)
+    if saved:
+        index.save(tmp_path)
+        index = LocalIndex.open(tmp_path, WordEncoder())
+
+    assert index.document("odd") == odd
+    assert index.document("leave") == LEAVE
+    assert index.passages("odd") == ["Größe\u00a0文字 😀", "😀\n\nand more,", "more, much more", "more of it"]
+
+
+def test_half_a_character_becomes_a_question_mark() -> None:
+    index = made([Document(doc_id="half", text="one \ud83d two")])
+
+    assert index.passages("half") == ["one ? two"]
+
+
 def test_adding_again_changes_nothing_and_another_text_replaces() -> None:
     index = made()
     before = index.doc_ids
@@ -237,7 +256,7 @@ def test_a_vector_of_another_dimension_is_refused() -> None:
         (lambda f: (f / "generation-000001" / "texts.bin").unlink(), "a file of its index is missing"),
         (lambda f: (f / "generation-000001" / "vectors.faiss").write_bytes(b"x"), "not a whole faiss index"),
         (lambda f: (f / "generation-000001" / "documents.msgpack").write_bytes(b"\xc1"), "is damaged"),
-        (lambda f: np.save(f / "generation-000001" / "spans.npy", np.zeros((0, 3), np.int64)), "don't match"),
+        (lambda f: (f / "generation-000001" / "texts.bin").write_bytes(b"x"), "don't match"),
     ],
 )
 def test_a_damaged_folder_is_refused_by_name(tmp_path: Path, damage: object, message: str) -> None:
@@ -307,7 +326,7 @@ def test_a_documents_vector_is_the_mean_of_its_passages() -> None:
 def test_errors_hold_no_text(tmp_path: Path) -> None:
     index = made([Document(doc_id="d", text="canary-7391")])
     index.save(tmp_path)
-    (tmp_path / "generation-000001" / "spans.npy").write_bytes(b"canary-7391")
+    (tmp_path / "generation-000001" / "documents.msgpack").write_bytes(b"canary-7391")
 
     with pytest.raises(PromptfedError) as caught:
         LocalIndex.open(tmp_path, WordEncoder())
