@@ -203,6 +203,7 @@ class Hit:
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
+@runtime_checkable
 class Retriever(Protocol):
     """Finds passages."""
 

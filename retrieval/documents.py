@@ -31,8 +31,8 @@ class Document:
 
     @property
     def digest(self) -> bytes:
-        """Of all that it holds: the same document added again is known by it. Raises `DataError` for metadata that can't
-        be kept."""
+        """Of all that it holds: the same document added again is known by it. Raises `DataError` for metadata that
+        can't be kept."""
         whole = [self.doc_id, self.text, sorted(self.metadata.items())]
         try:
             return hashlib.sha256(msgpack.packb(whole, unicode_errors="surrogatepass")).digest()
