@@ -34,7 +34,7 @@ from promptfed.registry import load_fm, load_method
 from promptfed.runs import compare_runs
 from promptfed.strategies.base import Federation, Reading, Strategy
 from promptfed.types import Encoder
-from retrieval.encoder import RememberingEncoder, SentenceEncoder
+from retrieval.encoder import RememberingEncoder, load_encoder
 
 # Tokens of a prompt with two short exemplars; for estimates only.
 PROMPT_TOKENS = 40
@@ -207,7 +207,7 @@ class Simulation(Conductor):
             raise ConfigError("budget.max_usd needs to know what tokens cost: name a file in fm.prices (docs/fm.md)")
         for capability in sorted(self.needs):
             self.fm.require(capability, f"method {method.name!r}")
-        self._shared_encoder = encoder or SentenceEncoder(config.encoder.name)
+        self._shared_encoder = encoder or load_encoder(config.encoder.name)
         self._journals: dict[str, RecordingFM] = {}
         self._encoders = {d.client_id: RememberingEncoder(self._shared_encoder) for d in inputs.clients}
 

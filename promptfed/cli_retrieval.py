@@ -42,11 +42,11 @@ def add_command(
     from dataclasses import asdict
 
     from retrieval.documents import read_documents
-    from retrieval.encoder import SentenceEncoder
+    from retrieval.encoder import load_encoder
     from retrieval.index import Added, LocalIndex
 
     documents = read_documents(source, id_column=id_column, text_column=text_column)
-    reader = SentenceEncoder(encoder)
+    reader = load_encoder(encoder)
     index = LocalIndex.open(folder, reader) if (folder / "current").exists() else LocalIndex(reader)
     added = index.add(documents)
     if added != Added(unchanged=added.unchanged) or not (folder / "current").exists():
@@ -127,7 +127,7 @@ def search_command(
     """Search the indices of a federation's clients, from where its server is. Needs no run; clients have to connect."""
     from promptfed.config import load_config
     from promptfed.network import search
-    from retrieval.encoder import SentenceEncoder
+    from retrieval.encoder import load_encoder
 
     checked = load_config(config)
     if checked.network is None:
@@ -137,7 +137,7 @@ def search_command(
         checked,
         [query],
         k,
-        encoder=SentenceEncoder(encoder),
+        encoder=load_encoder(encoder),
         n_ask=n_ask,
         send=cast(Any, send),
         mode=cast(Any, mode),
@@ -150,10 +150,10 @@ def search_command(
 
 
 def _opened(folder: Path, encoder: str) -> LocalIndex:
-    from retrieval.encoder import SentenceEncoder
+    from retrieval.encoder import load_encoder
     from retrieval.index import LocalIndex
 
-    return LocalIndex.open(folder, SentenceEncoder(encoder))
+    return LocalIndex.open(folder, load_encoder(encoder))
 
 
 def _show(hits: Sequence[Hit], as_json: bool) -> None:

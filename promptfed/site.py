@@ -11,7 +11,7 @@ from clients.host import ClientHost
 from promptfed.federation.flower.node import serve_node
 from promptfed.folder import claimed
 from promptfed.registry import load_fm
-from retrieval.encoder import SentenceEncoder
+from retrieval.encoder import load_encoder
 from retrieval.index import LocalIndex
 from retrieval.owner import IndexOwner, Policy
 
@@ -52,7 +52,7 @@ def join_federation(
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder):
         model = load_fm(fm, prices=prices, cache=cache)
-        reader = SentenceEncoder(encoder)
+        reader = load_encoder(encoder)
         owner = None
         if index is not None:
             owner = IndexOwner(client_id, LocalIndex.open(index, reader), policy, folder=folder / "index")
