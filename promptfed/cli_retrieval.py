@@ -126,12 +126,13 @@ def search_command(
 ) -> None:
     """Search the indices of a federation's clients, from where its server is. Needs no run; clients have to connect."""
     from promptfed.config import load_config
-    from promptfed.network import search
-    from retrieval.encoder import load_encoder
 
     checked = load_config(config)
     if checked.network is None:
         raise ConfigError(f"{config} has no [network]; one's own index is searched with promptfed index search")
+    from promptfed.network import search
+    from retrieval.encoder import load_encoder
+
     tell("promptfed")
     answers = search(
         checked,
