@@ -18,7 +18,7 @@ import numpy as np
 from clients.answers import AnswerStore
 from clients.arms import Arms
 from clients.data import ClientData, client_rng
-from clients.domain import LinearDomainModel, LinearHead
+from clients.domain_models.linear import LinearDomainModel, LinearHead
 from clients.history import TaskHistory
 from clients.personal import Chosen
 from clients.scores import ScoreStore
