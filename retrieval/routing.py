@@ -34,11 +34,9 @@ class Router(Protocol):
 
 
 def likeness(queries: FloatArray, centroids: FloatArray) -> FloatArray:
-    """Cosines (n, C) of queries and centroids, both less the centroids' mean direction: what all owners have in common
-    tells none apart. Of a single owner, 0."""
-    unit = _unit(centroids)
-    mean = unit.mean(axis=0)
-    return np.asarray(_unit(queries - mean) @ _unit(unit - mean).T)
+    """Cosines (n, C) of queries and centroids. Less the centroids' mean, which tells no owner apart, they route worse:
+    a short query does not hold what long passages have in common."""
+    return np.asarray(_unit(queries) @ _unit(centroids).T)
 
 
 class CentroidRouter:
