@@ -146,7 +146,7 @@ def routing(args: argparse.Namespace) -> dict[str, Any]:
                 transport = federation(parts, policy, seed)
                 told = FederatedRetriever(transport, clients, encoder, deadline_s=600)
                 said = asyncio.run(told.described())
-                centroids = np.array([np.frombuffer(said[c].centroid, dtype="<f4") for c in clients], dtype=np.float64)
+                centroids = {c: np.frombuffer(said[c].centroid, dtype="<f4").astype(np.float64) for c in clients}
                 one_seed = {way: np.zeros(len(rows)) for way in found}
                 n_asked = dict.fromkeys(found, 0)
                 for half in (0, 1):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 from promptfed.cli_operators import Json
 from promptfed.console import err_console, out_console, tell
@@ -166,7 +167,12 @@ def _show(hits: Sequence[Hit], as_json: bool) -> None:
     table = Table("score", "document", Column("text", overflow="fold", ratio=1))
     for hit in hits:
         name = f"{hit.owner}: {hit.doc_id}" if hit.owner else hit.doc_id
-        table.add_row(f"{hit.score:.3f}", name, " ".join(hit.text.split())[:200])
+        table.add_row(f"{hit.score:.3f}", _plain(name), _plain(hit.text)[:200])
     out_console.print(table)
     if not hits:
         out_console.print("nothing found")
+
+
+def _plain(text: str) -> Text:
+    """On one line, without markup, and without what a terminal would take for a command."""
+    return Text(" ".join("".join(c if c.isprintable() else " " for c in text).split()))

@@ -56,6 +56,7 @@ def join_federation(
         owner = None
         if index is not None:
             owner = IndexOwner(client_id, LocalIndex.open(index, reader), policy, folder=folder / "index")
+            owner.prepare()
         host = ClientHost(client_id, training, held_out, model, reader, folder, owner)
         host.warm_up()
         log.info("%s: %s is ready; connecting to %s", client_id, fm, server)

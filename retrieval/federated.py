@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -23,9 +25,9 @@ from promptfed.errors import CapabilityError, ConfigError, WireError
 from promptfed.fm.base import run_sync
 from promptfed.messages import Failed, Task, decode_reply, encode
 from promptfed.messages.methods import packed, unpacked
-from promptfed.messages.retrieval import Describe, Described, Fetch, Found, Search, SearchMode, Shown, TaskBody
+from promptfed.messages.retrieval import Describe, Described, Fetch, Found, Search, SearchMode, Share, Shown, TaskBody
 from promptfed.types import Encoder, FloatArray, Hit, IntArray, Transport
-from retrieval.merging import CrossEncoder, Merge, by_score
+from retrieval.merging import CrossEncoder, Merge, by_score, cori
 from retrieval.owner import Form
 from retrieval.routing import BoolArray, CentroidRouter, Router, chosen
 
@@ -34,8 +36,11 @@ log = logging.getLogger("promptfed.retrieval")
 # Shares of the deadline by the end of which owners have to say what they are like, and what they found: some of it is
 # left for showing it, however late the last of them is.
 DESCRIBED_BY, FOUND_BY = 0.3, 0.7
-# Passages shown beside those that are wanted, to stand in for those that turn out to be doubles.
-SPARE = 2
+# Passages shown beside those that are wanted, to stand in for those that turn out to be doubles; and what part more
+# each owner is asked for, since its own may be doubles.
+SPARE, MORE = 2, 0.5
+# Share of the time left that a round of showing may take: another round may be needed where an owner falls silent.
+SHOWN_BY = 0.5
 # Passages that a cross-encoder reads, for one that is wanted.
 READ_AGAIN = 3
 Body = TypeVar("Body")
@@ -44,11 +49,13 @@ Body = TypeVar("Body")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
     """What was found, and who was asked. ``hits``: a list a query, the best first. ``asked``: for each query the owners
-    that were asked; ``silent``: those that gave no answer in time, or failed, in one of its steps."""
+    that were asked; ``silent``: those that gave no answer in time, or failed, in one of its steps; ``unfit``: those
+    that can't read a query in the form that it is sent in, and why."""
 
     hits: list[list[Hit]]
     asked: list[tuple[str, ...]]
-    silent: tuple[str, ...]
+    silent: tuple[str, ...] = ()
+    unfit: Mapping[str, str] = field(default_factory=dict)
 
 
 class FederatedRetriever:
@@ -75,7 +82,7 @@ class FederatedRetriever:
         router: Router | None = None,
         n_ask: int | None = None,
         coverage: float | None = None,
-        merge: Merge = by_score,
+        merge: Merge | None = None,
         cross_encoder: CrossEncoder | None = None,
         deadline_s: float = 10.0,
     ) -> None:
@@ -87,12 +94,13 @@ class FederatedRetriever:
         self._transport, self._encoder, self._asker = transport, encoder, asker
         self._send, self._mode = send, mode
         self._router = router or CentroidRouter()
-        self._n_ask, self._coverage, self._merge = n_ask, coverage, merge
+        self._n_ask, self._coverage = n_ask, coverage
+        self._merge = merge or (by_score if mode == "dense" else cori)
         self._cross_encoder, self._deadline_s = cross_encoder, deadline_s
         self._described: dict[str, Described] = {}
         self._rounds = itertools.count(1)
         self._n_silent: defaultdict[str, int] = defaultdict(int)  # exchanges in a row that it gave no answer to
-        self._one_search = asyncio.Lock()
+        self._one_search = threading.Lock()  # of all threads, each of which may have a loop of its own
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         return self.ask(queries, k).hits
@@ -105,14 +113,19 @@ class FederatedRetriever:
         return run_sync(self.aask(queries, k))
 
     async def aask(self, queries: Sequence[str], k: int) -> Answers:
-        """At most ``k`` hits a query. Never fails because of an owner: see `Answers.silent`.
+        """At most ``k`` hits a query. No owner makes it fail: see `Answers`.
 
-        Raises `CapabilityError` where no owner takes queries in the form that they are sent in.
+        Raises `CapabilityError` where none of the owners takes queries in the form that they are sent in.
         """
         if k < 1:
             raise ConfigError(f"a search for k = {k} passages: expected 1 or more")
-        async with self._one_search:
-            return await self._aask(queries, k)
+        vectors = await asyncio.to_thread(self._encoder.encode, queries) if queries else np.zeros((0, 0))
+        while not self._one_search.acquire(blocking=False):
+            await asyncio.sleep(0.005)
+        try:
+            return await self._aask(queries, vectors, k)
+        finally:
+            self._one_search.release()
 
     async def described(self) -> dict[str, Described]:
         """What the owners say of their indices, asking those that have not said it yet."""
@@ -132,7 +145,7 @@ class FederatedRetriever:
         sums = {o: s for o in owners if (s := self._centroid(o, queries.shape[1])) is not None}
         out = np.full((len(queries), len(owners)), 1.0 / max(len(owners), 1))
         if sums:
-            among = self._router.probabilities(queries, np.array(list(sums.values())))
+            among = self._router.probabilities(queries, sums)
             out[:, [owners.index(o) for o in sums]] = among * len(sums) / len(owners)
         return owners, out
 
@@ -149,29 +162,38 @@ class FederatedRetriever:
 
     # ------------------------------------------------------------ the steps of a search
 
-    async def _aask(self, queries: Sequence[str], k: int) -> Answers:
+    async def _aask(self, queries: Sequence[str], vectors: FloatArray, k: int) -> Answers:
         start = time.monotonic()
         if not queries:
-            return Answers(hits=[], asked=[], silent=())
-        vectors = self._encoder.encode(queries)
+            return Answers(hits=[], asked=[])
         owners, weights = await self.route(vectors)
-        self._check(owners)
+        unfit = self._unfit(owners)
+        fit = np.array([owner not in unfit for owner in owners], dtype=np.bool_)
+        owners, weights = tuple(o for o in owners if o not in unfit), weights[:, fit]
         asked = chosen(weights, n_ask=self._n_ask, coverage=self._coverage)
+        shares = {owner: self._described[owner].shares for owner in owners}
         sizes = {owner: int(n) for owner, n in zip(owners, asked.sum(axis=0), strict=True) if n}
-        tasks = {o: self._task(queries, vectors, asked[:, owners.index(o)], k) for o in sizes}
+        wanted = self._n_wanted(k)
+        n_each = math.ceil((1 + MORE) * wanted) + SPARE
+        tasks = {o: self._task(queries, vectors, asked[:, owners.index(o)], n_each) for o in sizes}
         found, silent = await self._exchange(tasks, Found, start + FOUND_BY * self._deadline_s, sizes)
-        scores, passages = self._laid_out(owners, found, asked, k)
-        hits, mute = await self._shown(
-            queries, owners, self._merge(scores, weights), passages, k, start + self._deadline_s
-        )
-        never = set(self.owners) - set(owners)
+        scores, passages = self._laid_out(owners, found, asked, n_each)
+        hits, mute = await self._shown(shares, self._merge(scores, weights), passages, wanted, start + self._deadline_s)
+        if self._cross_encoder is not None:
+            read = self._cross_encoder
+            hits = [await asyncio.to_thread(_reread, read, q, h) for q, h in zip(queries, hits, strict=True)]
+        never = set(self.owners) - set(owners) - set(unfit)
         return Answers(
-            hits=hits,
+            hits=[mine[:k] for mine in hits],
             asked=[tuple(o for o, yes in zip(owners, row, strict=True) if yes) for row in asked.tolist()],
             silent=tuple(sorted({*silent, *mute, *never})),
+            unfit=unfit,
         )
 
-    def _check(self, owners: Sequence[str]) -> None:
+    def _n_wanted(self, k: int) -> int:
+        return k * READ_AGAIN if self._cross_encoder is not None else k
+
+    def _unfit(self, owners: Sequence[str]) -> dict[str, str]:
         """Owners that could not read the query are told apart before they are sent it."""
         wrong = {}
         for owner in owners:
@@ -180,13 +202,17 @@ class FederatedRetriever:
                 wrong[owner] = f"takes {' or '.join(said.accepts)} only"
             elif self._send == "vector" and said.encoder != self._encoder.encoder_id:
                 wrong[owner] = f"has encoder {said.encoder!r}"
-        if wrong:
+        if wrong and len(wrong) == len(owners):
             first = ", ".join(f"{owner} {why}" for owner, why in sorted(wrong.items())[:3])
             other = "text" if self._send == "vector" else "vector"
             raise CapabilityError(
-                f"queries are sent as {self._send} (encoder {self._encoder.encoder_id!r}), which {len(wrong)} of "
-                f"{len(owners)} owners can't use: {first}. Use send={other!r}, or leave these owners out"
+                f"queries are sent as {self._send} (encoder {self._encoder.encoder_id!r}), which none of "
+                f"{len(owners)} owners can use: {first}. Use send={other!r}"
             )
+        for owner, why in wrong.items():
+            log.warning("%s is not asked: it %s", owner, why)
+            del self._described[owner]  # it may be another by the next search
+        return wrong
 
     def _task(self, queries: Sequence[str], vectors: FloatArray, mine: BoolArray, k: int) -> Search:
         rows = np.flatnonzero(mine)
@@ -212,27 +238,24 @@ class FederatedRetriever:
                 mine, numbers = found[owner].arrays
                 m = min(k, mine.shape[1])
                 there = numbers[:, :m] >= 0
+                if self._mode == "dense":
+                    mine = np.clip(mine, -1.0, 1.0)  # a cosine is no more, whatever an owner says
                 scores[rows, i, :m] = np.where(there, mine[:, :m], -np.inf)
                 passages[rows, i, :m] = np.where(there, numbers[:, :m], -1)
         return scores, passages
 
     async def _shown(
-        self,
-        queries: Sequence[str],
-        owners: Sequence[str],
-        merged: FloatArray,
-        passages: IntArray,
-        k: int,
-        end: float,
+        self, shares: Mapping[str, Share], merged: FloatArray, passages: IntArray, wanted: int, end: float
     ) -> tuple[list[list[Hit]], set[str]]:
-        """The best of all, with what their owners show of them, and the owners that did not show what they had found.
+        """The best ``wanted`` of all, with what their owners show of them, and the owners that did not show what they
+        had found.
 
         More is asked for where doubles, or owners that fell silent, left a query with fewer than it should have.
         """
-        flat, numbers = merged.reshape(len(queries), -1), passages.reshape(len(queries), -1)
+        owners = list(shares)
+        flat, numbers = merged.reshape(len(merged), -1), passages.reshape(len(merged), -1)
         order = np.argsort(-flat, axis=1, kind="stable")
         n_there = np.isfinite(flat).sum(axis=1)
-        wanted = k * READ_AGAIN if self._cross_encoder is not None else k
         shown: dict[tuple[int, int], Hit | None] = {}
         mute: set[str] = set()
         n_best = wanted + SPARE
@@ -244,11 +267,14 @@ class FederatedRetriever:
             need: defaultdict[str, list[int]] = defaultdict(list)
             for i, number, _ in itertools.chain.from_iterable(best):
                 if (i, number) not in shown:
-                    shown[i, number] = self._unread(owners[i], number)
-                    need[owners[i]].append(number)
-            tasks = {o: Fetch(asker=self._asker, passages=tuple(of)) for o, of in need.items() if self._shows_text(o)}
+                    only_score = shares[owners[i]] not in ("snippets", "documents")
+                    shown[i, number] = Hit(doc_id=f"#{number}", score=0.0, owner=owners[i]) if only_score else None
+                    if not only_score and owners[i] not in mute:
+                        need[owners[i]].append(number)
+            tasks = {owner: Fetch(asker=self._asker, passages=tuple(of)) for owner, of in need.items()}
             sizes = {owner: len(task.passages) for owner, task in tasks.items()}
-            got, silent = await self._exchange(tasks, Shown, end, sizes)
+            now = time.monotonic()
+            got, silent = await self._exchange(tasks, Shown, now + SHOWN_BY * (end - now), sizes)
             mute |= silent
             for owner, said in got.items():
                 i = owners.index(owner)
@@ -257,20 +283,11 @@ class FederatedRetriever:
                 ):
                     if doc_id:
                         shown[i, number] = Hit(doc_id=doc_id, passage=place, score=0.0, text=text, owner=owner)
-            hits = [_distinct(candidates, shown)[:wanted] for candidates in best]
+            hits = [_distinct(candidates, shown, shares)[:wanted] for candidates in best]
             if all(len(h) == wanted or n <= n_best for h, n in zip(hits, n_there.tolist(), strict=True)):
                 break
             n_best *= 2
-        if self._cross_encoder is not None:
-            hits = [_reread(self._cross_encoder, q, mine)[:k] for q, mine in zip(queries, hits, strict=True)]
         return hits, mute
-
-    def _shows_text(self, owner: str) -> bool:
-        return self._described[owner].shares in ("snippets", "documents")
-
-    def _unread(self, owner: str, number: int) -> Hit | None:
-        """A hit of an owner that shares scores only; None where its text has still to come."""
-        return None if self._shows_text(owner) else Hit(doc_id=f"#{number}", score=0.0, owner=owner)
 
     async def _exchange(
         self,
@@ -282,7 +299,7 @@ class FederatedRetriever:
         """Ask owners at once: answers of ``kind``, for as many queries or passages as ``sizes`` says, and who gave
         none."""
         if not bodies or (left := end - time.monotonic()) <= 0:
-            return {}, set(bodies)
+            return {}, set()
         number = next(self._rounds)
         tasks = {
             owner: encode(
@@ -290,7 +307,8 @@ class FederatedRetriever:
             )
             for owner, body in bodies.items()
         }
-        replies = await self._transport.exchange(tasks, [o for o in tasks if self._waits_for(o)], left)
+        awaited = [owner for owner in tasks if self._waits_for(owner)] or list(tasks)
+        replies = await self._transport.exchange(tasks, awaited, left)
         out: dict[str, Body] = {}
         for owner, data in replies.items():
             try:
@@ -304,6 +322,7 @@ class FederatedRetriever:
             else:
                 why = reply.body.reason if isinstance(reply.body, Failed) else "another answer than was asked for"
                 log.warning("%s failed: %s", owner, why)
+                self._described.pop(owner, None)  # it may be another by the next search
         for owner in bodies:
             self._n_silent[owner] = 0 if owner in out else self._n_silent[owner] + 1
         return out, set(bodies) - set(out)
@@ -319,18 +338,25 @@ def _cut(order: IntArray, stops: IntArray) -> list[IntArray]:
     return [row[:stop] for row, stop in zip(order, stops.tolist(), strict=True)]
 
 
-def _distinct(candidates: Sequence[tuple[int, int, float]], shown: Mapping[tuple[int, int], Hit | None]) -> list[Hit]:
-    """The hits there are, each text once: the one with the best score."""
-    hits, texts = [], set()
+def _distinct(
+    candidates: Sequence[tuple[int, int, float]],
+    shown: Mapping[tuple[int, int], Hit | None],
+    shares: Mapping[str, Share],
+) -> list[Hit]:
+    """The hits there are, each passage once, and each text of those that are shown whole: the one with the best score.
+    The beginnings of two passages may be alike, and they are two."""
+    hits: list[Hit] = []
+    seen: set[object] = set()
     for i, number, score in candidates:
         hit = shown[i, number]
         if hit is None:
             continue
-        text = " ".join(hit.text.lower().split())
-        if text and text in texts:
-            continue
-        texts.add(text)
-        hits.append(replace(hit, score=score))
+        names: set[object] = {(i, number)}
+        if shares[hit.owner] == "documents":
+            names.add(" ".join(hit.text.lower().split()))
+        if not names & seen:
+            seen |= names
+            hits.append(replace(hit, score=score))
     return hits
 
 

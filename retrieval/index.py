@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import json
 import mmap
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgpack
 import numpy as np
@@ -64,7 +65,7 @@ class Added:
 
 
 class LocalIndex:
-    """Documents of one owner. Not for several threads that change it; any number may search.
+    """Documents of one owner. Several threads may use it.
 
     ``kind`` is flat, hnsw or ivf (`retrieval.vectors`); without it, what suits the number of passages. Documents are
     cut into passages of ``passage_words``, which overlap by ``overlap_words``; None: a document is one passage.
@@ -93,6 +94,8 @@ class LocalIndex:
         self._mapped_from: Path | None = None  # where the vectors are, as long as they are not in memory
         self._lexical: LexicalIndex | None = None
         self._generation: str | None = None
+        self._place: Path | None = None
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         """The number of documents."""
@@ -126,22 +129,24 @@ class LocalIndex:
         contents = {i: _utf8(d.text) for i, d in changed.items()}
         texts = [contents[i][start:stop].decode("utf-8") for i, spans in cut.items() for start, stop in spans]
         vectors = self._encode(texts)
-        self.delete([i for i in changed if i in self._documents])
-        rows = np.arange(self._next_row, self._next_row + len(texts))
-        self._next_row += len(texts)
-        at = 0
-        for doc_id, spans in cut.items():
-            if spans:
-                mine = tuple(rows[at : at + len(spans)].tolist())
-                document = changed[doc_id]
-                self._documents[doc_id] = _Entry(document.digest, dict(document.metadata), mine, tuple(spans))
-                self._owners.update({row: (doc_id, number) for number, row in enumerate(mine)})
-                self._texts[doc_id] = contents[doc_id]
-                at += len(spans)
-        if len(texts):
-            self._writable(vectors.shape[1]).add(vectors, rows)
-            self._vectors = self._writable().grown(self.kind)
-            self._lexical = None
+        with self._lock:
+            rows = np.arange(self._next_row, self._next_row + len(texts))
+            if len(texts):  # what may fail comes before what is changed
+                self._writable(vectors.shape[1]).add(vectors, rows)
+            self._next_row += len(texts)
+            self.delete([i for i in changed if i in self._documents])
+            at = 0
+            for doc_id, spans in cut.items():
+                if spans:
+                    mine = tuple(rows[at : at + len(spans)].tolist())
+                    document = changed[doc_id]
+                    self._documents[doc_id] = _Entry(document.digest, dict(document.metadata), mine, tuple(spans))
+                    self._owners.update({row: (doc_id, number) for number, row in enumerate(mine)})
+                    self._texts[doc_id] = contents[doc_id]
+                    at += len(spans)
+            if len(texts):
+                self._vectors = self._writable().grown(self.kind)
+                self._lexical = None
         replaced = sum(i in known for i in changed if i not in empty)
         return Added(
             new=len(changed) - len(empty) - replaced,
@@ -152,37 +157,50 @@ class LocalIndex:
 
     def delete(self, doc_ids: Iterable[str]) -> int:
         """Forget documents; returns how many of them were there. Their last trace goes from the disk with `save`."""
-        entries = {i: self._documents[i] for i in dict.fromkeys(doc_ids) if i in self._documents}
-        rows = [row for entry in entries.values() for row in entry.rows]
-        if rows:
-            self._writable().remove(np.array(rows, dtype=np.int64))
-            self._lexical = None
-        for row in rows:
-            del self._owners[row]
-        for doc_id in entries:
-            del self._documents[doc_id]
-            self._texts.pop(doc_id, None)
-        return len(entries)
+        with self._lock:
+            entries = {i: self._documents[i] for i in dict.fromkeys(doc_ids) if i in self._documents}
+            rows = [row for entry in entries.values() for row in entry.rows]
+            if rows:
+                self._writable().remove(np.array(rows, dtype=np.int64))
+                self._lexical = None
+            for row in rows:
+                del self._owners[row]
+            for doc_id in entries:
+                del self._documents[doc_id]
+                self._texts.pop(doc_id, None)
+            return len(entries)
 
     def search(self, queries: Sequence[str], k: int, mode: Mode = "dense") -> list[list[Hit]]:
         """The ``k`` best passages for each query, the best first: by cosine, by BM25, or by reciprocal ranks of both.
 
         ``Hit.score`` is higher for better, on the mode's own scale. Raises `ConfigError` for a ``k`` below 1.
         """
-        found = self.search_rows(queries, k, mode)
-        return [[self.hit(row, score) for score, row in one] for one in found]
+        vectors = self._query_vectors(queries, mode)
+        with self._lock:
+            found = self._search_rows(queries, vectors, k, mode)
+            return [[self.hit(row, score) for score, row in one] for one in found]
 
     def search_rows(self, queries: Sequence[str], k: int, mode: Mode = "dense") -> list[list[tuple[float, int]]]:
         """As `search`: (score, passage id)."""
+        vectors = self._query_vectors(queries, mode)
+        with self._lock:
+            return self._search_rows(queries, vectors, k, mode)
+
+    def _query_vectors(self, queries: Sequence[str], mode: Mode) -> VectorArray | None:
+        if mode not in get_args(Mode):
+            raise ConfigError(f"unknown mode {mode!r} of search; known: {', '.join(get_args(Mode))}")
+        return None if mode == "lexical" else self._encode(queries)
+
+    def _search_rows(
+        self, queries: Sequence[str], vectors: VectorArray | None, k: int, mode: Mode
+    ) -> list[list[tuple[float, int]]]:
         _check_k(k)
-        if mode == "dense":
-            return _pairs(*self.search_vectors(self._encode(queries), k))
-        if mode == "lexical":
+        if vectors is None:
             return [list(zip(*self._by_words(query, k), strict=True)) for query in queries]
-        if mode != "hybrid":
-            raise ConfigError(f"unknown mode {mode!r} of search; known: dense, lexical, hybrid")
+        if mode == "dense":
+            return _pairs(*self.search_vectors(vectors, k))
         depth = max(HYBRID_LEAST, HYBRID_DEPTH * k)
-        dense = _pairs(*self.search_vectors(self._encode(queries), depth))
+        dense = _pairs(*self.search_vectors(vectors, depth))
         lexical = [self._by_words(query, depth)[1].tolist() for query in queries]
         return [
             [(score, row) for row, score in reciprocal_ranks([[row for _, row in near], worded])[:k]]
@@ -193,14 +211,15 @@ class LocalIndex:
         """Cosines and passage ids, (n, k) each, the nearest first; id -1 where there are fewer. ``vectors``: (n,
         dimension), unit length. Raises `ConfigError` for another dimension."""
         _check_k(k)
-        if self._vectors is None:
-            return np.full((len(vectors), k), -np.inf, dtype=np.float32), np.full((len(vectors), k), -1)
-        if vectors.shape[1] != self._vectors.dimension:
-            raise ConfigError(
-                f"a query's vector has {vectors.shape[1]} numbers, those of this index {self._vectors.dimension}: "
-                f"encode queries with {self.encoder.encoder_id!r}"
-            )
-        return self._vectors.search(vectors.astype(np.float32), k)
+        with self._lock:
+            if self._vectors is None:
+                return np.full((len(vectors), k), -np.inf, dtype=np.float32), np.full((len(vectors), k), -1)
+            if vectors.shape[1] != self._vectors.dimension:
+                raise ConfigError(
+                    f"a query's vector has {vectors.shape[1]} numbers, those of this index "
+                    f"{self._vectors.dimension}: encode queries with {self.encoder.encoder_id!r}"
+                )
+            return self._vectors.search(vectors.astype(np.float32), k)
 
     def hit(self, row: int, score: float) -> Hit:
         """The passage with that id."""
@@ -215,7 +234,8 @@ class LocalIndex:
 
     def find(self, row: int) -> Hit | None:
         """The passage with that id, or None where it is gone."""
-        return self.hit(row, 0.0) if row in self._owners else None
+        with self._lock:
+            return self.hit(row, 0.0) if row in self._owners else None
 
     def document(self, doc_id: str) -> Document:
         """As it was added. Raises `KeyError` for one that is not there."""
@@ -230,8 +250,12 @@ class LocalIndex:
     def document_vectors(self) -> tuple[VectorArray, list[str]]:
         """One vector a document, the mean of its passages', (n, dimension), and the documents' ids."""
         if self._vectors is None:
-            return np.zeros((0, 0), dtype=np.float32), []
-        vectors, rows = self._vectors.vectors()
+            return self._encode([]), []
+        with self._lock:
+            return self._document_vectors(self._vectors)
+
+    def _document_vectors(self, index: VectorIndex) -> tuple[VectorArray, list[str]]:
+        vectors, rows = index.vectors()
         ids = list(self._documents)
         place = {doc_id: i for i, doc_id in enumerate(ids)}
         of = np.array([place[self._owners[row][0]] for row in rows.tolist()], dtype=np.int64)
@@ -243,14 +267,18 @@ class LocalIndex:
     # ------------------------------------------------------------ files
 
     def save(self, folder: Path) -> None:
-        """Write it all; a process that is killed meanwhile leaves the folder as it was before or as it is after.
+        """Write it all; a process that is killed meanwhile leaves the folder as it was before or as it is after. Into
+        another folder than it came from, that is a copy, which it goes on with.
 
         Raises `DataError` where the folder holds an index that this one did not come from, or that was saved by
         somebody else since.
         """
-        if self._vectors is not None:
-            self._vectors = self._writable().grown(self.kind)
-        self._generation = store.replace(folder, self._generation, self._fill)
+        place = folder.resolve()
+        with self._lock:
+            if self._vectors is not None:
+                self._vectors = self._writable().grown(self.kind)
+            before = self._generation if place == self._place else None
+            self._generation, self._place = store.replace(folder, before, self._fill), place
 
     @classmethod
     def open(cls, folder: Path, encoder: Encoder) -> LocalIndex:
@@ -258,18 +286,17 @@ class LocalIndex:
 
         Raises `DataError` for a folder without a whole index, and `ConfigError` for one made with another encoder.
         """
-        for attempt in range(_TRIES):
+        for _ in range(_TRIES):
             generation = store.current(folder)
             try:
                 return cls._read(generation, encoder)
-            except FileNotFoundError:
-                # Replaced between the reading of its name and of its files.
-                if attempt == _TRIES - 1 or store.current(folder) == generation:
-                    raise DataError(f"{folder}: a file of its index is missing; restore it from a copy") from None
-            except (ValueError, TypeError, KeyError, EOFError) as error:
-                raise DataError(
-                    f"{folder}: a file of its index is damaged ({type(error).__name__}); restore it from a copy"
-                ) from None
+            except (DataError, OSError, ValueError, TypeError, KeyError, EOFError) as error:
+                if store.current(folder) != generation:
+                    continue  # replaced while it was read
+                if isinstance(error, DataError):
+                    raise
+                what = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({type(error).__name__})"
+                raise DataError(f"{folder}: a file of its index is {what}; restore it from a copy") from None
         raise DataError(f"{folder}: is being replaced all the time; try again")
 
     @classmethod
@@ -287,8 +314,11 @@ class LocalIndex:
             passage_words=manifest["passage_words"],
             overlap_words=manifest["overlap_words"],
         )
-        out._generation, out._next_row = generation.name, manifest["next_row"]
-        packed = msgpack.unpackb((generation / "documents.msgpack").read_bytes(), unicode_errors="surrogatepass")
+        out._generation, out._place = generation.name, generation.parent.resolve()
+        out._next_row = manifest["next_row"]
+        packed = msgpack.unpackb(
+            (generation / "documents.msgpack").read_bytes(), unicode_errors="surrogatepass", strict_map_key=False
+        )
         out._documents = {i: _Entry(digest, meta, *map(tuple, more)) for i, digest, meta, *more in packed}
         out._owners = {row: (i, n) for i, entry in out._documents.items() for n, row in enumerate(entry.rows)}
         out._mapped = _mapped(generation / "texts.bin")

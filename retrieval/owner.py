@@ -1,7 +1,11 @@
 """The owner's side of federated retrieval: an index behind a policy, asked with messages.
 
-What leaves is scores, and what the policy lets the asker see of passages that were found for it. A vector of a document
-never leaves; the sum of all of them does, clipped and with noise, if the owner gives it out for routing.
+What leaves is scores, and what the policy lets the asker see of passages that were found for it. The sum of all
+documents' vectors leaves too, clipped and with noise, if the owner gives it out for routing. A vector of one document
+is in no message; but scores are cosines, and who may send many queries of its own making can work vectors out from
+them: let those ask who would be trusted with that.
+
+Who asks is what the task says. Over a network the federation's server sends the tasks, and vouches for it.
 """
 
 from __future__ import annotations
@@ -9,8 +13,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import math
-from collections import OrderedDict
+import secrets
+import threading
+from collections import ChainMap, OrderedDict, deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -19,7 +26,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from promptfed.errors import ConfigError, RunError, WireError
+from promptfed.errors import ConfigError, PromptfedError, RunError, WireError
 from promptfed.files import write_whole
 from promptfed.ledger import Usage
 from promptfed.messages import Failed, Reply, decode_task, encode
@@ -27,10 +34,14 @@ from promptfed.messages.methods import packed
 from promptfed.messages.retrieval import Describe, Described, Fetch, Found, ReplyBody, Search, Share, Shown, TaskBody
 from promptfed.privacy.accounting import in_all, noise_multiplier_for
 from promptfed.privacy.secret import Secret
+from promptfed.types import IntArray
+from retrieval.documents import passages
 from retrieval.index import LocalIndex
 
-# How many searches' passages an asker may still fetch.
-REMEMBERED = 256
+log = logging.getLogger("promptfed.retrieval")
+
+# How many searches' passages an asker may still fetch, and of how many askers that is remembered.
+REMEMBERED, ASKERS = 256, 1024
 Form = Literal["text", "vector"]
 
 
@@ -61,6 +72,18 @@ class Policy:
                 raise ConfigError(f"unknown share {share!r} for {asker}; known: {', '.join(get_args(Share))}")
         if not self.accepts or not set(self.accepts) <= set(get_args(Form)):
             raise ConfigError(f"accepts = {self.accepts!r}: expected 'text', 'vector' or both")
+        for name in ("max_hits", "snippet_words"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}: expected 1 or more")
+        if self.epsilon is not None and not (self.epsilon > 0 and 0 < self.delta < 1):
+            raise ConfigError(
+                f"epsilon = {self.epsilon:g}, delta = {self.delta:g}: expected more than 0, and a delta below 1; "
+                "with epsilon None no centroid leaves"
+            )
+        if self.epsilon is not None and math.isfinite(self.epsilon) and self.epsilon > self.max_epsilon:
+            raise ConfigError(
+                f"epsilon = {self.epsilon:g} is more than max_epsilon = {self.max_epsilon:g}: no centroid could leave"
+            )
 
     def share_of(self, asker: str) -> Share:
         return self.askers.get(asker, self.shares)
@@ -86,7 +109,10 @@ class IndexOwner:
         self._secret = secret
         self._releases: list[dict[str, float]] = []
         self._described: Described | None = None
-        self._granted: dict[str, OrderedDict[bytes, frozenset[int]]] = {}
+        # By asker, the latest first to go: the passages of its last searches by the numbers that it was given.
+        self._granted: OrderedDict[str, deque[dict[int, int]]] = OrderedDict()
+        self._numbers = np.random.default_rng(secrets.randbits(128))
+        self._lock = threading.RLock()
         # Not the loop's own threads: a loop that ends waits for those.
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"index-{owner_id[:20]}")
 
@@ -103,6 +129,10 @@ class IndexOwner:
             loop = asyncio.get_running_loop()
             body: ReplyBody | Failed = await loop.run_in_executor(self._threads, self.answer, task.body)
         except Exception as error:  # noqa: BLE001  (the boundary: no exception, and no text of one, may leave)
+            # A text of ours names files and settings; another library's might quote a query or a document.
+            log.error(
+                "%s: a task failed: %s", self.owner_id, error if isinstance(error, PromptfedError) else type(error)
+            )
             body = Failed(reason=type(error).__name__)
         return encode(Reply(round=number, client_id=self.owner_id, usage=Usage(), body=body))
 
@@ -127,33 +157,44 @@ class IndexOwner:
         policy = self.policy
         if policy.epsilon is None:
             raise ConfigError(f"the policy of {self.owner_id!r} lets no centroid out (epsilon is None)")
-        before = self.spent[0]
-        if before + policy.epsilon > policy.max_epsilon and not math.isinf(policy.epsilon):
-            raise RunError(
-                f"another centroid of {self.owner_id!r} costs an epsilon of {policy.epsilon:g}; {before:g} of "
-                f"max_epsilon = {policy.max_epsilon:g} are spent"
+        with self._lock:
+            before = self.spent[0]
+            if before + policy.epsilon > policy.max_epsilon and math.isfinite(policy.epsilon):
+                raise RunError(
+                    f"another centroid of {self.owner_id!r} costs an epsilon of {policy.epsilon:g}; {before:g} of "
+                    f"max_epsilon = {policy.max_epsilon:g} are spent"
+                )
+            noise = noise_multiplier_for(policy.epsilon, policy.delta, n_compositions=1)
+            vectors, ids = self.index.document_vectors()
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+            total = (vectors / np.maximum(lengths, 1.0)).sum(axis=0, dtype=np.float64)
+            if self._secret is None:
+                self._secret = Secret.kept_in(self._folder)
+            content = hashlib.sha256(np.ascontiguousarray(vectors).tobytes() + repr(ids).encode()).hexdigest()
+            number = str(len(self._kept()))
+            total += noise * self._secret.normals(len(total), "centroid", number, content)
+            made = Described(
+                encoder=self.index.encoder.encoder_id,
+                shares=policy.shares,
+                accepts=policy.accepts,
+                centroid=packed(total),
+                clip=1.0,
+                noise_multiplier=noise,
+                epsilon=policy.epsilon if noise else 0.0,
+                delta=policy.delta if noise else 0.0,
             )
-        noise = noise_multiplier_for(policy.epsilon, policy.delta, n_compositions=1)
-        vectors, ids = self.index.document_vectors()
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        total = (vectors / np.maximum(lengths, 1.0)).sum(axis=0, dtype=np.float64)
-        if self._secret is None:
-            self._secret = Secret.kept_in(self._folder)
-        content = hashlib.sha256(np.ascontiguousarray(vectors).tobytes() + repr(ids).encode()).hexdigest()
-        number = str(len(self._kept()))
-        total += noise * self._secret.normals(len(total), "centroid", number, content)
-        self._described = Described(
-            encoder=self.index.encoder.encoder_id,
-            shares=policy.shares,
-            accepts=policy.accepts,
-            centroid=packed(total),
-            clip=1.0,
-            noise_multiplier=noise,
-            epsilon=policy.epsilon if noise else 0.0,
-            delta=policy.delta if noise else 0.0,
-        )
-        self._keep()
-        return self._described
+            self._keep(made)
+            return made
+
+    def prepare(self) -> None:
+        """Make the first centroid, if there is to be one, before anybody waits for it: to find how much noise it takes
+        costs a second."""
+        shared = {self.policy.shares, *self.policy.askers.values()} - {"nothing"}
+        if self.policy.epsilon is not None and shared:
+            with self._lock:
+                self._kept()
+                if self._described is None:
+                    self.release()
 
     # ------------------------------------------------------------ tasks
 
@@ -165,8 +206,17 @@ class IndexOwner:
         )
         if self.policy.epsilon is None or plain.shares == "nothing":
             return plain
-        self._kept()
-        released = self._described or self.release()
+        with self._lock:
+            self._kept()
+            released = self._described or self.release()
+        if released.encoder != plain.encoder:
+            log.warning(
+                "%s: its centroid is of encoder %s, the index of %s: none is given out before another release",
+                self.owner_id,
+                released.encoder,
+                plain.encoder,
+            )
+            return plain
         return replace(released, shares=plain.shares, accepts=plain.accepts)
 
     def _search(self, task: Search) -> Found:
@@ -192,29 +242,39 @@ class IndexOwner:
             if task.mode != "dense":
                 raise RunError(f"a {task.mode} search needs the query's text")
             scores, rows = self.index.search_vectors(vectors, k)
-        self._grant(task.asker, rows.tobytes(), frozenset(np.unique(rows).tolist()))
-        return Found.of(scores, rows)
+        return Found.of(scores, self._numbered(task.asker, rows))
 
     def _fetch(self, task: Fetch) -> Shown:
         share = self.policy.share_of(task.asker)
-        granted = self._granted.get(task.asker, OrderedDict()).values()
+        granted = ChainMap(*self._granted.get(task.asker, ()))
         doc_ids, places, texts = [], [], []
-        for row in task.passages:
-            known = share in ("snippets", "documents") and any(row in rows for rows in granted)
-            hit = self.index.find(row) if known else None
+        for number in task.passages:
+            known = share in ("snippets", "documents") and number in granted
+            hit = self.index.find(granted[number]) if known else None
             doc_ids.append(hit.doc_id if hit else "")
             places.append(hit.passage if hit else 0)
             text = hit.text if hit else ""
-            texts.append(text if share == "documents" else " ".join(text.split()[: self.policy.snippet_words]))
+            texts.append(text if share == "documents" else self._snippet(text))
         return Shown(doc_ids=tuple(doc_ids), places=tuple(places), texts=tuple(texts))
 
-    def _grant(self, asker: str, key: bytes, rows: frozenset[int]) -> None:
-        mine = self._granted.setdefault(asker, OrderedDict())
-        digest = hashlib.sha256(key).digest()
-        mine[digest] = rows
-        mine.move_to_end(digest)
-        if len(mine) > REMEMBERED:
-            mine.popitem(last=False)
+    def _snippet(self, text: str) -> str:
+        start, stop = next(passages(text, self.policy.snippet_words, 0), (0, 0))
+        return " ".join(text[start:stop].split())
+
+    def _numbered(self, asker: str, rows: IntArray) -> IntArray:
+        """The passages ``rows`` under numbers that say nothing of them; -1 stays. The asker may fetch them now."""
+        distinct = np.unique(rows[rows >= 0])
+        numbers = np.unique(self._numbers.integers(2**62, size=2 * len(distinct) + 8))
+        numbers = self._numbers.permutation(numbers)[: len(distinct)]
+        mine = self._granted.setdefault(asker, deque(maxlen=REMEMBERED))
+        mine.appendleft(dict(zip(numbers.tolist(), distinct.tolist(), strict=True)))
+        self._granted.move_to_end(asker)
+        if len(self._granted) > ASKERS:
+            self._granted.popitem(last=False)
+        out = np.full(rows.shape, -1, dtype=np.int64)
+        there = rows >= 0
+        out[there] = numbers[np.searchsorted(distinct, rows[there])]
+        return out
 
     # ------------------------------------------------------------ what was released
 
@@ -229,17 +289,15 @@ class IndexOwner:
             )
         return self._releases
 
-    def _keep(self) -> None:
-        """Before it leaves: a process that is killed after that knows of it."""
-        last = self._described
-        if last is None:
-            return
-        self._releases.append({"epsilon": last.epsilon or math.inf, "delta": last.delta})
+    def _keep(self, made: Described) -> None:
+        """On the disk before it is known to anybody: what was not written was not released."""
+        releases = [*self._kept(), {"epsilon": made.epsilon or math.inf, "delta": made.delta}]
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            described = {name: getattr(last, name) for name in Described.__dataclass_fields__}
-            record = {"releases": self._releases, "last": {**described, "centroid": last.centroid.hex()}}
+            described = {name: getattr(made, name) for name in Described.__dataclass_fields__}
+            record = {"releases": releases, "last": {**described, "centroid": made.centroid.hex()}}
             write_whole(self._path, json.dumps(record) + "\n")
+        self._releases, self._described = releases, made
 
     @property
     def _path(self) -> Path | None:

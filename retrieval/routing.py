@@ -7,7 +7,7 @@ from relevance labels, and how many owners are asked may follow how sure it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,6 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from promptfed.errors import ConfigError
 from promptfed.types import FloatArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
@@ -28,8 +27,9 @@ PENALTY = 1.0
 class Router(Protocol):
     """Says which owners are likely to hold what queries look for."""
 
-    def probabilities(self, queries: FloatArray, centroids: FloatArray) -> FloatArray:
-        """(n, C), rows sum to 1. ``queries`` (n, d); ``centroids`` (C, d) as they were released: sums with noise."""
+    def probabilities(self, queries: FloatArray, centroids: Mapping[str, FloatArray]) -> FloatArray:
+        """(n, C), rows sum to 1, owners in the order of ``centroids``: each (d,), as it was released, a sum with noise.
+        ``queries`` (n, d). There may be other owners than there were when the router learned."""
         ...
 
 
@@ -42,22 +42,23 @@ def likeness(queries: FloatArray, centroids: FloatArray) -> FloatArray:
 class CentroidRouter:
     """Softmax over the `likeness` to centroids."""
 
-    def probabilities(self, queries: FloatArray, centroids: FloatArray) -> FloatArray:
-        return np.asarray(softmax(SHARPNESS * likeness(queries, centroids), axis=1))
+    def probabilities(self, queries: FloatArray, centroids: Mapping[str, FloatArray]) -> FloatArray:
+        return np.asarray(softmax(SHARPNESS * likeness(queries, _table(centroids)), axis=1))
 
 
 class LearnedRouter:
     """A softmax regression on the query's vector beside its likeness to the centroids, learned from earlier searches
-    that asked everybody: softmax(W q + b + s likeness)."""
+    that asked everybody: softmax(W q + b + s likeness). Of an owner that it has not learned, W and b are 0, as those of
+    all others are on average."""
 
     def __init__(self) -> None:
-        self._weights: FloatArray | None = None  # (C, d + 1), the last column is b
+        self._of: dict[str, FloatArray] = {}  # each owner's row of W, and its b
         self._sharpness = SHARPNESS
 
-    def fit(self, queries: FloatArray, centroids: FloatArray, shares: FloatArray) -> LearnedRouter:
+    def fit(self, queries: FloatArray, centroids: Mapping[str, FloatArray], shares: FloatArray) -> LearnedRouter:
         """``shares`` (n, C), rows sum to 1: how much of what each query found was whose (`shares_of`)."""
         x = np.concatenate([queries, np.ones((len(queries), 1))], axis=1)
-        near = likeness(queries, centroids)
+        near = likeness(queries, _table(centroids))
         n_owners, size = len(centroids), x.shape[1]
 
         def objective(flat: FloatArray) -> tuple[float, FloatArray]:
@@ -72,16 +73,16 @@ class LearnedRouter:
 
         start = np.append(np.zeros(n_owners * size), SHARPNESS)
         found = np.asarray(minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x)
-        self._weights, self._sharpness = found[:-1].reshape(n_owners, size), float(found[-1])
+        weights = found[:-1].reshape(n_owners, size)
+        self._of = dict(zip(centroids, weights - weights.mean(axis=0), strict=True))
+        self._sharpness = float(found[-1])
         return self
 
-    def probabilities(self, queries: FloatArray, centroids: FloatArray) -> FloatArray:
-        """Raises `ConfigError` before it was fitted, or where there are other owners than then."""
-        if self._weights is None or len(self._weights) != len(centroids):
-            n = 0 if self._weights is None else len(self._weights)
-            raise ConfigError(f"the router was fitted on {n} owners, and there are {len(centroids)}: fit it on these")
-        w, b = self._weights[:, :-1], self._weights[:, -1]
-        return np.asarray(softmax(queries @ w.T + b + self._sharpness * likeness(queries, centroids), axis=1))
+    def probabilities(self, queries: FloatArray, centroids: Mapping[str, FloatArray]) -> FloatArray:
+        nothing = np.zeros(queries.shape[1] + 1)
+        weights = np.array([self._of.get(owner, nothing) for owner in centroids])
+        logits = queries @ weights[:, :-1].T + weights[:, -1]
+        return np.asarray(softmax(logits + self._sharpness * likeness(queries, _table(centroids)), axis=1))
 
 
 def shares_of(scores: FloatArray, owners: Sequence[Sequence[int]], n_owners: int) -> FloatArray:
@@ -127,6 +128,10 @@ def _before(probabilities: FloatArray) -> tuple[IntArray, FloatArray]:
     order = np.argsort(-probabilities, axis=1, kind="stable")
     total = np.cumsum(np.take_along_axis(probabilities, order, axis=1), axis=1)
     return order, np.concatenate([np.zeros((len(total), 1)), total[:, :-1]], axis=1)
+
+
+def _table(centroids: Mapping[str, FloatArray]) -> FloatArray:
+    return np.array(list(centroids.values()))
 
 
 def _unit(vectors: FloatArray) -> FloatArray:

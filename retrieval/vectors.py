@@ -122,7 +122,7 @@ class VectorIndex:
         Raises `DataError` for a file that is none of faiss's.
         """
         try:
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0)
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
         except RuntimeError:
             raise DataError(
                 f"{path}: not a whole faiss index; restore the folder from a copy, or add its documents to a new index"

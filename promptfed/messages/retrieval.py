@@ -67,7 +67,7 @@ class Search(Message):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found(Message):
     """Scores (float32) and numbers of passages (int64) for ``n`` queries, (n, k) each, the best first; number -1 where
-    there are fewer. A number is good for a `Fetch` by the same asker soon after, and says nothing else."""
+    there are fewer. A number is drawn for this search; it is good for a `Fetch` by the same asker soon after."""
 
     n: Count
     scores: bytes
@@ -82,8 +82,9 @@ class Found(Message):
         n_scores, rest = divmod(len(self.scores), 4)
         if rest or len(self.passages) != 8 * n_scores or n_scores % max(self.n, 1):
             raise WireError(f"{len(self.scores)} bytes of scores, {len(self.passages)} of passages, {self.n} queries")
-        if np.isnan(np.frombuffer(self.scores, dtype="<f4")).any():
-            raise WireError("a score is not a number")
+        scores = np.frombuffer(self.scores, dtype="<f4")
+        if np.isnan(scores).any() or np.isposinf(scores).any():
+            raise WireError("a score is not a number, or is infinite")
 
     @property
     def arrays(self) -> tuple[FloatArray, IntArray]:

@@ -377,6 +377,21 @@ def test_an_index_is_made_searched_and_changed(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_passage_is_shown_as_text_and_not_obeyed(tmp_path: Path) -> None:
+    """Neither as markup nor by the terminal."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "evil.txt").write_text("a [/b] and [red]colour \x1b[2J\x1b]0;owned\x07 end")
+    index = ["--encoder", "static:all-minilm-l6-v2"]
+    promptfed("index", "add", tmp_path / "index", tmp_path / "docs", *index)
+
+    shown = promptfed("index", "search", tmp_path / "index", "colour", *index)
+
+    assert shown.returncode == 0
+    assert "a [/b] and [red]colour" in shown.stdout
+    assert "\x1b]" not in shown.stdout
+    assert "\x1b[2J" not in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [

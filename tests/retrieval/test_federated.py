@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from promptfed.federation.inprocess import InProcessTransport
 from promptfed.messages import Failed, Reply, decode_reply, decode_task, encode
 from promptfed.messages.retrieval import Describe, Fetch, Found, Search, Shown
 from promptfed.privacy.secret import Secret, simulated_key
-from promptfed.types import FloatArray
+from promptfed.types import FloatArray, Hit
 from retrieval.documents import Document
 from retrieval.federated import FederatedRetriever
 from retrieval.index import LocalIndex
@@ -71,7 +72,9 @@ def owners(policy: Policy | None = None, **policies: Policy) -> dict[str, IndexO
         index = LocalIndex(WordEncoder())
         index.add(documents(name))
         secret = Secret(simulated_key(0, name))
-        out[name] = IndexOwner(name, index, policies.get(name, policy or Policy(shares="documents")), secret=secret)
+        out[name] = IndexOwner(
+            name, index, policies.get(name, policy or Policy(shares="documents", epsilon=float("inf"))), secret=secret
+        )
     return out
 
 
@@ -174,7 +177,7 @@ def test_a_router_learns_from_what_was_found() -> None:
     hits = everybody.search(asked, 3)
     scores = np.array([[h.score for h in mine] for mine in hits])
     shares = shares_of(scores, [[names.index(h.owner) for h in mine] for mine in hits], 3)
-    centroids = np.array([centroid(everybody, name) for name in names])
+    centroids = {name: centroid(everybody, name) for name in names}
 
     it, _ = retriever(parties, router=LearnedRouter().fit(vectors, centroids, shares), n_ask=1)
 
@@ -222,17 +225,21 @@ def test_a_query_leaves_in_the_form_that_the_asker_says(send: Any) -> None:
 def test_owners_that_could_not_read_the_query_are_named_before_it_is_sent() -> None:
     it, wire = retriever(owners(law=Policy(accepts=("text",))))
 
-    with pytest.raises(CapabilityError, match=r"1 of 3 owners can't use: law takes text only. Use send='text'"):
-        it.search(["engine"], 1)
+    answers = it.ask(["engine"], 1)
 
+    assert answers.unfit == {"law": "takes text only"}
+    assert answers.hits[0][0].owner == "cars"
+    assert "law" not in wire.asked(Search)
+    nobody, wire = retriever(owners(Policy(accepts=("text",))))
+    with pytest.raises(CapabilityError, match=r"none of 3 owners can use: .* takes text only.* Use send='text'"):
+        nobody.search(["engine"], 1)
     assert wire.asked(Search) == []
 
 
 def test_owners_with_another_encoder_need_the_text() -> None:
     parties = two_encoders()
 
-    with pytest.raises(CapabilityError, match="law has encoder 'words-100'"):
-        retriever(parties)[0].search(["engine"], 1)
+    assert retriever(parties)[0].ask(["judge"], 1).unfit == {"law": "has encoder 'words-100'"}
     assert retriever(parties, send="text")[0].search(["judge"], 1)[0][0].owner == "law"
 
 
@@ -311,13 +318,13 @@ def test_a_cross_encoder_reads_the_best_again() -> None:
 
 
 class Slow:
-    """Answers searches after ``seconds``."""
+    """Answers tasks of a kind after ``seconds``."""
 
-    def __init__(self, inner: IndexOwner, seconds: float) -> None:
-        self._inner, self._seconds = inner, seconds
+    def __init__(self, inner: IndexOwner, seconds: float, kind: type = Search) -> None:
+        self._inner, self._seconds, self._kind = inner, seconds, kind
 
     async def handle(self, data: bytes) -> bytes:
-        if isinstance(decode_task(data).body, Search):
+        if isinstance(decode_task(data).body, self._kind):
             await asyncio.sleep(self._seconds)
         return await self._inner.handle(data)
 
@@ -339,10 +346,13 @@ class Saying:
         return encode(reply)
 
 
-def without(name: str, queries: Sequence[str], k: int) -> list[list[str]]:
+def check_without(name: str, queries: Sequence[str], k: int, hits: Sequence[Sequence[Hit]]) -> None:
+    """These are what the other owners have. (Of equal scores, either may come first.)"""
     index = LocalIndex(WordEncoder())
     index.add([document for other in TOPICS if other != name for document in documents(other)])
-    return [[h.doc_id for h in hits] for hits in index.search(queries, k)]
+    for mine, its in zip(hits, index.search(queries, k), strict=True):
+        assert [h.score for h in mine] == pytest.approx([h.score for h in its], abs=1e-5)
+        assert name not in {h.owner for h in mine}
 
 
 def test_a_slow_owner_costs_its_own_hits_only_and_no_more_than_the_deadline() -> None:
@@ -353,7 +363,7 @@ def test_a_slow_owner_costs_its_own_hits_only_and_no_more_than_the_deadline() ->
     answers = it.ask(["judge engine tagf"], 3)
 
     assert time.monotonic() - start < 5
-    assert [[h.doc_id for h in hits] for hits in answers.hits] == without("law", ["judge engine tagf"], 3)
+    check_without("law", ["judge engine tagf"], 3, answers.hits)
     assert answers.silent == ("law",)
 
 
@@ -376,8 +386,96 @@ def test_an_owner_that_fails_or_talks_nonsense_costs_its_own_hits_only(kind: typ
 
     answers = it.ask(["judge engine tagf", "ship"], 3)
 
-    assert [[h.doc_id for h in hits] for hits in answers.hits] == without("law", ["judge engine tagf", "ship"], 3)
+    check_without("law", ["judge engine tagf", "ship"], 3, answers.hits)
     assert answers.silent == ("law",)
+
+
+def test_an_owner_that_is_slow_to_show_costs_its_own_hits_only() -> None:
+    parties = owners()
+    it, _ = retriever({**parties, "law": Slow(parties["law"], 30, Fetch)}, deadline_s=2.0)
+
+    answers = it.ask(["judge engine tagf"], 8)
+
+    check_without("law", ["judge engine tagf"], 8, answers.hits)
+    assert answers.silent == ("law",)
+
+
+def test_an_owner_that_says_all_it_has_is_perfect_takes_no_more_than_its_own_place() -> None:
+    """Scores above 1 count as 1, infinite ones are none, and a passage is a hit once."""
+    parties = owners(law=Policy(shares="scores"))
+    for scores in (np.full((1, 4), 99.0), np.full((1, 4), np.inf)):
+        numbers = np.array([[7, 7, 7, 8]])
+        said = {"scores": scores.astype("<f4").tobytes(), "passages": numbers.astype("<i8").tobytes()}
+        broken = object.__new__(Found)
+        for name, value in {"n": 1, "kind": "found", **said}.items():
+            object.__setattr__(broken, name, value)
+        it, _ = retriever({**parties, "law": Saying(parties["law"], Search, broken)}, deadline_s=5.0)
+
+        (hits,) = it.search(["engine"], 4)
+
+        mine = [h for h in hits if h.owner == "law"]
+        assert [(h.doc_id, h.score) for h in mine] == ([] if np.isinf(scores).any() else [("#7", 1.0), ("#8", 1.0)])
+        assert {h.owner for h in hits} > {"cars"} if mine else {"cars"}
+
+
+def test_a_router_that_has_learned_goes_on_without_an_owner() -> None:
+    parties = owners()
+    vectors = WordEncoder().encode([d.text for name in TOPICS for d in documents(name)])
+    everybody, _ = retriever(parties)
+    names = asyncio.run(everybody.route(vectors))[0]
+    whose = np.repeat(np.eye(3)[[names.index(name) for name in TOPICS]], 20, axis=0)
+    router = LearnedRouter().fit(vectors, {name: centroid(everybody, name) for name in names}, whose)
+    it, _ = retriever({**parties, "law": Saying(parties["law"], Describe, RuntimeError())}, router=router, n_ask=1)
+
+    answers = it.ask(["ship wave"], 1)
+
+    assert answers.hits[0][0].owner == "sea"
+    assert answers.silent == ("law",)
+
+
+def test_a_slow_encoder_of_the_asker_does_not_take_the_owners_time() -> None:
+    class Loading(WordEncoder):
+        def encode(self, texts: Sequence[str]) -> FloatArray:
+            time.sleep(1.0)
+            return super().encode(texts)
+
+    it, _ = retriever(owners(), encoder=Loading(), deadline_s=0.9)
+
+    assert it.ask(["judge"], 1).silent == ()
+
+
+def test_owners_that_were_all_silent_are_waited_for_again() -> None:
+    parties: dict[str, Any] = {name: Slow(owner, 30) for name, owner in owners().items()}
+    it, wire = retriever(parties, deadline_s=0.3)
+
+    async def several() -> list[bool]:
+        for _ in range(3):
+            await it.asearch(["judge"], 1)
+        wire._clients.update(owners())
+        for task in wire._busy.values():
+            task.cancel()
+        return [bool((await it.asearch(["judge"], 1))[0]) for _ in range(2)]
+
+    assert asyncio.run(several())[-1]
+
+
+def test_threads_may_search_at_the_same_time() -> None:
+    it, _ = retriever(owners())
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda query: it.search([query], 1)[0][0].owner, ["judge", "ship", "engine"] * 4))
+
+    assert found == ["law", "sea", "cars"] * 4
+
+
+def test_passages_that_begin_alike_are_not_doubles() -> None:
+    parties = {}
+    for name in "ab":
+        index = LocalIndex(WordEncoder())
+        index.add([Document(doc_id=f"{name}{i}", text=f"dear sir or madam, part{chr(97 + i)}") for i in range(3)])
+        parties[name] = IndexOwner(name, index, Policy(shares="snippets", snippet_words=4))
+
+    assert len(retriever(parties)[0].search(["madam"], 6)[0]) == 6
 
 
 def test_three_of_ten_dead_or_slow_owners_leave_the_rest_ranked_right() -> None:
@@ -389,7 +487,7 @@ def test_three_of_ten_dead_or_slow_owners_leave_the_rest_ranked_right() -> None:
         index = LocalIndex(WordEncoder())
         mine = [Document(doc_id=f"{name}-{i}", text=" ".join(rng.choice(list("abcdefghij"), 6))) for i in range(30)]
         index.add(mine)
-        parties[name] = IndexOwner(name, index, Policy(shares="documents"))
+        parties[name] = IndexOwner(name, index, Policy(shares="documents", epsilon=float("inf")))
         if name not in ("o2", "o5", "o7"):
             alive.add(mine)
     parties["o2"] = Slow(parties["o2"], 30)

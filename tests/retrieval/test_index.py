@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
@@ -79,7 +81,11 @@ def test_a_long_document_is_found_by_each_of_its_passages() -> None:
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_document_comes_back_as_it_was_added(tmp_path: Path, saved: bool) -> None:
-    odd = Document(doc_id="odd", text=" Größe\u00a0文字 😀\n\nand more, much more of it ", metadata={"a": [1, None]})
+    odd = Document(
+        doc_id="odd",
+        text=" Größe\u00a0文字 😀\n\nand more, much more of it ",
+        metadata={"a": [1, None], "n": {"1": {2: "x"}}},
+    )
     index = made([*ALL, odd], passage_words=3, overlap_words=1)
     if saved:
         index.save(tmp_path)
@@ -191,6 +197,11 @@ def test_a_deleted_text_and_its_vector_are_gone_from_the_disk(tmp_path: Path, ki
     assert holds(tmp_path, PAY.text.encode())
 
 
+def generation(folder: Path) -> Path:
+    (found,) = folder.glob("generation-*")
+    return found
+
+
 def holds(folder: Path, content: bytes) -> bool:
     return any(content in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
@@ -220,15 +231,96 @@ def test_who_saved_second_is_refused_and_loses_nothing(tmp_path: Path) -> None:
     others.delete(["fire"])
     others.save(tmp_path / "index")
 
-    with pytest.raises(DataError, match="changed since it was opened"):
+    with pytest.raises(DataError, match="open it anew"):
         mine.save(tmp_path / "index")
     with pytest.raises(DataError, match="changed since it was opened"):
         mine.delete(["pay"])
-    with pytest.raises(DataError, match="changed since it was opened"):
+    with pytest.raises(DataError, match="an index that this one did not grow from"):
         made().save(tmp_path / "index")
+    with pytest.raises(DataError, match="changed since it was opened"):
+        mine.add([Document(doc_id="new", text="New.")])
+    assert "new" not in mine
 
     assert mine.search(["leave"], 1)[0][0].doc_id == "leave"  # it goes on with the files that it has open
     assert LocalIndex.open(tmp_path / "index", WordEncoder()).doc_ids == ("leave", "pay")
+
+
+def test_an_index_does_not_take_the_place_of_another(tmp_path: Path) -> None:
+    mine, other = made(), made([PAY])
+    mine.save(tmp_path / "mine")
+    other.save(tmp_path / "other")
+
+    with pytest.raises(DataError, match="an index that this one did not grow from"):
+        mine.save(tmp_path / "other")
+    mine.save(tmp_path / "copy")
+
+    assert LocalIndex.open(tmp_path / "other", WordEncoder()).doc_ids == ("pay",)
+    assert LocalIndex.open(tmp_path / "copy", WordEncoder()).doc_ids == mine.doc_ids
+
+
+def test_generations_without_word_which_one_counts_are_left_alone(tmp_path: Path) -> None:
+    made().save(tmp_path)
+    (tmp_path / "current").unlink()
+
+    with pytest.raises(DataError, match="no file 'current' that says whether it counts"):
+        made([PAY]).save(tmp_path)
+    (tmp_path / "current").write_text(generation(tmp_path).name)
+
+    assert LocalIndex.open(tmp_path, WordEncoder()).doc_ids == ("leave", "pay", "fire")
+
+
+def test_threads_search_while_another_adds_and_deletes(tmp_path: Path) -> None:
+    index = made()
+    ends = time.monotonic() + 1.0
+
+    def change() -> None:
+        i = 0
+        while time.monotonic() < ends:
+            i += 1
+            index.add([Document(doc_id=f"more{i % 7}", text=f"more of leave {i}")])
+            index.delete([f"more{(i + 3) % 7}"])
+
+    def search(mode: Mode) -> int:
+        n = 0
+        while time.monotonic() < ends:
+            n += len(index.search(["leave", "more"], 5, mode)[0])
+        return n
+
+    with ThreadPoolExecutor() as pool:
+        running = [pool.submit(search, mode) for mode in get_args(Mode)]
+        pool.submit(change).result()
+        assert all(each.result() > 0 for each in running)
+
+
+def test_an_index_opened_again_and_again_while_it_is_saved_is_always_whole(tmp_path: Path) -> None:
+    index = made()
+    index.save(tmp_path)
+    ends = time.monotonic() + 1.0
+
+    def save() -> int:
+        n = 0
+        while time.monotonic() < ends:
+            index.add([Document(doc_id="pay", text=f"Pay number {n}.")])
+            index.save(tmp_path)
+            n += 1
+        return n
+
+    with ThreadPoolExecutor() as pool:
+        saving = pool.submit(save)
+        while time.monotonic() < ends:
+            assert len(LocalIndex.open(tmp_path, WordEncoder())) == 3
+        assert saving.result() > 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_are_mapped_and_not_read(tmp_path: Path, kind: Kind) -> None:
+    made(kind=kind).save(tmp_path)
+
+    index = LocalIndex.open(tmp_path, WordEncoder())
+
+    assert str(generation(tmp_path) / "vectors.faiss") in Path("/proc/self/maps").read_text()
+    assert index.search(["leave"], 1)[0][0].doc_id == "leave"
 
 
 def test_another_encoder_is_refused(tmp_path: Path) -> None:
@@ -252,11 +344,11 @@ def test_a_vector_of_another_dimension_is_refused() -> None:
         (lambda f: (f / "current").unlink(), "no index; make one"),
         (lambda f: (f / "current").write_text("generation-999999"), "names no generation"),
         (lambda f: (f / "current").write_text("../elsewhere"), "names no generation"),
-        (lambda f: (f / "generation-000001" / "manifest.json").write_text("{"), "not the manifest"),
-        (lambda f: (f / "generation-000001" / "texts.bin").unlink(), "a file of its index is missing"),
-        (lambda f: (f / "generation-000001" / "vectors.faiss").write_bytes(b"x"), "not a whole faiss index"),
-        (lambda f: (f / "generation-000001" / "documents.msgpack").write_bytes(b"\xc1"), "is damaged"),
-        (lambda f: (f / "generation-000001" / "texts.bin").write_bytes(b"x"), "don't match"),
+        (lambda f: (generation(f) / "manifest.json").write_text("{"), "not the manifest"),
+        (lambda f: (generation(f) / "texts.bin").unlink(), "a file of its index is missing"),
+        (lambda f: (generation(f) / "vectors.faiss").write_bytes(b"x"), "not a whole faiss index"),
+        (lambda f: (generation(f) / "documents.msgpack").write_bytes(b"\xc1"), "is damaged"),
+        (lambda f: (generation(f) / "texts.bin").write_bytes(b"x"), "don't match"),
     ],
 )
 def test_a_damaged_folder_is_refused_by_name(tmp_path: Path, damage: object, message: str) -> None:
@@ -270,7 +362,7 @@ def test_a_damaged_folder_is_refused_by_name(tmp_path: Path, damage: object, mes
 
 def test_an_index_of_a_later_promptfed_is_refused(tmp_path: Path) -> None:
     made().save(tmp_path)
-    path = tmp_path / "generation-000001" / "manifest.json"
+    path = generation(tmp_path) / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 2}))
 
     with pytest.raises(DataError, match="schema version 2, this promptfed reads 1"):
@@ -326,7 +418,7 @@ def test_a_documents_vector_is_the_mean_of_its_passages() -> None:
 def test_errors_hold_no_text(tmp_path: Path) -> None:
     index = made([Document(doc_id="d", text="canary-7391")])
     index.save(tmp_path)
-    (tmp_path / "generation-000001" / "documents.msgpack").write_bytes(b"canary-7391")
+    (generation(tmp_path) / "documents.msgpack").write_bytes(b"canary-7391")
 
     with pytest.raises(PromptfedError) as caught:
         LocalIndex.open(tmp_path, WordEncoder())

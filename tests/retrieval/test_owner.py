@@ -17,9 +17,10 @@ from promptfed.messages.methods import packed, unpacked
 from promptfed.messages.retrieval import Describe, Fetch, Found, Search, Shown, TaskBody
 from promptfed.privacy.accounting import epsilon_of
 from promptfed.privacy.secret import Secret
+from retrieval import owner as owner_module
 from retrieval.documents import Document
 from retrieval.index import LocalIndex
-from retrieval.owner import REMEMBERED, IndexOwner, Policy
+from retrieval.owner import ASKERS, REMEMBERED, IndexOwner, Policy
 from tests.support import WordEncoder
 
 CANARY = "canary-7391 is a secret word of the first document"
@@ -71,6 +72,16 @@ def test_a_snippet_is_the_beginning() -> None:
     assert b"canary-meta" not in data
 
 
+def test_a_snippet_is_short_in_a_script_without_spaces_too() -> None:
+    it = owner(Policy(shares="snippets", snippet_words=2))
+    it.index.add([Document(doc_id="long", text="秘密" * 400)])
+
+    found, _ = asked(it, query("秘密", k=4))
+    shown, _ = asked(it, Fetch(asker="south", passages=tuple(found.arrays[1][0].tolist())))
+
+    assert max(map(len, shown.texts)) == 48
+
+
 def test_scores_come_without_a_text_or_the_name_of_a_document() -> None:
     it = owner(Policy(shares="scores"))
     found, searched = asked(it, query("canary secret"))
@@ -108,17 +119,36 @@ def test_what_was_not_found_for_an_asker_is_not_shown_to_it() -> None:
     number = int(found.arrays[1][0, 0])
 
     assert asked(it, Fetch(asker="west", passages=(number,)))[0].texts == ("",)
-    assert asked(it, Fetch(asker="south", passages=(0, 1, 2)))[0].texts == (CANARY, "", "")
-    assert asked(it, Fetch(asker="south", passages=(999,)))[0].texts == ("",)
+    assert asked(it, Fetch(asker="south", passages=(0, 1, 2, number)))[0].texts == ("", "", "", CANARY)
+
+
+def test_numbers_tell_nothing_of_passages() -> None:
+    """Neither their order nor how many there are; and another search has others."""
+    it = owner()
+
+    one, other = (asked(it, query("canary secret", k=3))[0].arrays[1][0] for _ in range(2))
+
+    assert not set(one.tolist()) & set(other.tolist())
+    assert min(one) > 1000
+    assert len(set(one.tolist())) == 3
 
 
 def test_what_was_found_long_ago_is_not_shown_any_more() -> None:
     it = owner(Policy(shares="documents"))
     found, _ = asked(it, query("canary secret", k=1))
-    for i in range(REMEMBERED):
-        it._grant("south", str(i).encode(), frozenset({1}))
+    for _ in range(REMEMBERED):
+        it._numbered("south", np.array([[1]]))
 
     assert asked(it, Fetch(asker="south", passages=(int(found.arrays[1][0, 0]),)))[0].texts == ("",)
+
+
+def test_askers_without_end_are_not_remembered_without_end() -> None:
+    it = owner()
+
+    for i in range(ASKERS + 10):
+        it._numbered(f"asker{i}", np.array([[0]]))
+
+    assert len(it._granted) == ASKERS
 
 
 def test_a_document_deleted_after_it_was_found_is_not_shown() -> None:
@@ -241,6 +271,78 @@ def test_an_owner_that_starts_again_remembers_what_it_spent(tmp_path: Path) -> N
     assert len(json.loads((tmp_path / "released.json").read_text())["releases"]) == 1
 
 
+def test_what_could_not_be_written_is_not_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    it = owner(Policy(epsilon=1.0), folder=tmp_path)
+
+    def full(path: Path, content: str) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(owner_module, "write_whole", full)
+    assert asked(it, Describe(asker="south"))[0] == Failed(reason="OSError")
+    assert it.spent[0] == 0.0
+    monkeypatch.undo()
+
+    assert asked(it, Describe(asker="south"))[0].centroid
+    assert it.spent[0] == 1.0
+
+
+def test_an_empty_index_is_told_apart_from_one_with_a_document_by_noise_alone() -> None:
+    it = IndexOwner("north", LocalIndex(WordEncoder()), Policy(epsilon=1.0))
+
+    centroid = centroid_of(asked(it, Describe(asker="south"))[0])
+
+    assert centroid.shape == (64,)
+    assert 1.0 < centroid.std() < 6.0
+
+
+def test_an_index_of_another_encoder_has_no_centroid_until_another_is_released(tmp_path: Path) -> None:
+    class Other(WordEncoder):
+        encoder_id = "other"
+
+    owner(Policy(epsilon=1.0), folder=tmp_path).release()
+    it = IndexOwner("north", LocalIndex(Other()), Policy(epsilon=1.0, max_epsilon=2.0), folder=tmp_path)
+
+    described, _ = asked(it, Describe(asker="south"))
+
+    assert (described.encoder, described.centroid) == ("other", b"")
+    assert it.release().encoder == "other"
+    assert asked(it, Describe(asker="south"))[0].centroid
+
+
+def test_what_is_prepared_is_what_is_told() -> None:
+    it = owner(Policy(epsilon=1.0))
+    it.prepare()
+    it.prepare()
+
+    assert it.spent[0] == 1.0
+    assert asked(it, Describe(asker="south"))[0].centroid
+    silent = owner(Policy(shares="nothing"))
+    silent.prepare()
+    assert silent.spent[0] == 0.0
+
+
+def test_failures_are_told_to_the_owner_without_a_text(caplog: pytest.LogCaptureFixture) -> None:
+    asked(owner(Policy(accepts=("vector",))), query("canary-7391"))
+
+    assert "north: a task failed: queries come as text here" in caplog.text
+    assert "canary" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"epsilon": 10.0}, "more than max_epsilon = 8"),
+        ({"epsilon": 0.0}, "epsilon = 0"),
+        ({"delta": 1.0}, "delta = 1"),
+        ({"snippet_words": 0}, "snippet_words = 0"),
+        ({"max_hits": 0}, "max_hits = 0"),
+    ],
+)
+def test_policies_that_can_not_be_kept_are_refused(options: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        Policy(**options)
+
+
 def test_unknown_shares_and_forms_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown share 'all' for west"):
         Policy(askers={"west": "all"})  # type: ignore[dict-item]
@@ -264,6 +366,12 @@ def test_found_of_wrong_sizes_is_no_message() -> None:
     good = Found.of(np.ones((2, 3)), np.ones((2, 3), dtype=np.int64))
 
     assert good.arrays[0].shape == (2, 3)
-    for broken in ({"scores": good.scores[:-4]}, {"passages": b""}, {"n": 4}, {"scores": b"\xff" * 24}):
+    for broken in (
+        {"scores": good.scores[:-4]},
+        {"passages": b""},
+        {"n": 4},
+        {"scores": b"\xff" * 24},
+        {"scores": np.full(6, np.inf, "<f4").tobytes()},
+    ):
         with pytest.raises(RunError):
             Found(**{"n": 2, "scores": good.scores, "passages": good.passages, **broken})

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptfed.errors import ConfigError
 from promptfed.types import FloatArray
 from retrieval.routing import CentroidRouter, LearnedRouter, chosen, coverage_for, likeness, shares_of
 
@@ -21,6 +20,10 @@ def scene(n: int, seed: int = 0) -> tuple[FloatArray, FloatArray, FloatArray]:
     whose = rng.integers(4, size=n)
     queries = centres[whose] + 0.8 * rng.normal(size=(n, 8))
     return queries / np.linalg.norm(queries, axis=1, keepdims=True), 100 * centres, np.eye(4)[whose]
+
+
+def named(centroids: FloatArray) -> dict[str, FloatArray]:
+    return {f"o{i}": centroid for i, centroid in enumerate(centroids)}
 
 
 def test_the_likeliest_are_asked() -> None:
@@ -68,8 +71,8 @@ def test_a_centroids_length_does_not_matter() -> None:
 
     longer = centroids * np.array([[1.0], [5.0], [0.1], [2.0]])
 
-    assert CentroidRouter().probabilities(queries, longer) == pytest.approx(
-        CentroidRouter().probabilities(queries, centroids)
+    assert CentroidRouter().probabilities(queries, named(longer)) == pytest.approx(
+        CentroidRouter().probabilities(queries, named(centroids))
     )
 
 
@@ -79,43 +82,48 @@ def test_a_router_learns_what_centroids_do_not_say() -> None:
     wrong = centroids[[1, 0, 2, 3]]
     held_out, _, truth = scene(400, seed=1)
 
-    router = LearnedRouter().fit(queries, wrong, whose)
+    router = LearnedRouter().fit(queries, named(wrong), whose)
 
     def right(probabilities: FloatArray) -> float:
         return float((probabilities.argmax(axis=1) == truth.argmax(axis=1)).mean())
 
-    assert right(CentroidRouter().probabilities(held_out, wrong)) < 0.6
-    assert right(router.probabilities(held_out, wrong)) > 0.85
-    assert router.probabilities(held_out, wrong).sum(axis=1) == pytest.approx(np.ones(400))
+    assert right(CentroidRouter().probabilities(held_out, named(wrong))) < 0.6
+    assert right(router.probabilities(held_out, named(wrong))) > 0.85
+    assert router.probabilities(held_out, named(wrong)).sum(axis=1) == pytest.approx(np.ones(400))
 
 
-def test_a_learned_routers_gradient_is_that_of_its_loss() -> None:
-    """A fit that ends at a minimum: no small step is better."""
+def test_a_learned_router_ends_at_the_minimum_of_its_loss() -> None:
     queries, centroids, whose = scene(60)
-    router = LearnedRouter().fit(queries, centroids, whose)
+    router = LearnedRouter().fit(queries, named(centroids), whose)
 
     def loss() -> float:
-        logp = np.log(router.probabilities(queries, centroids))
-        assert router._weights is not None
-        return float(-(whose * logp).sum() + 0.5 * (router._weights[:, :-1] ** 2).sum())
+        logp = np.log(router.probabilities(queries, named(centroids)))
+        free = np.array(list(router._of.values()))[:, :-1]
+        return float(-(whose * logp).sum() + 0.5 * (free**2).sum())
 
     at_best = loss()
     rng = np.random.default_rng(0)
-    assert router._weights is not None
     for _ in range(10):
-        step = 0.05 * rng.normal(size=router._weights.shape)
-        router._weights += step
+        step = {name: 0.05 * rng.normal(size=len(row)) for name, row in router._of.items()}
+        router._of = {name: row + step[name] for name, row in router._of.items()}
         assert loss() > at_best - 1e-3
-        router._weights -= step
+        router._of = {name: row - step[name] for name, row in router._of.items()}
 
 
-def test_a_router_for_other_owners_is_refused() -> None:
-    queries, centroids, whose = scene(20)
+def test_owners_that_are_gone_or_new_leave_the_others_as_they_were_learned() -> None:
+    """Owner o0 is gone, and one has come whose centroid is nowhere near."""
+    queries, centroids, whose = scene(400)
+    router = LearnedRouter().fit(queries, named(centroids[[1, 0, 2, 3]]), whose)
+    held_out, _, truth = scene(400, seed=1)
+    left = {name: c for name, c in named(centroids[[1, 0, 2, 3]]).items() if name != "o0"} | {
+        "new": -centroids.sum(axis=0)
+    }
 
-    with pytest.raises(ConfigError, match="fitted on 0 owners, and there are 4"):
-        LearnedRouter().probabilities(queries, centroids)
-    with pytest.raises(ConfigError, match="fitted on 4 owners, and there are 3"):
-        LearnedRouter().fit(queries, centroids, whose).probabilities(queries, centroids[:3])
+    probabilities = router.probabilities(held_out, left)
+
+    others = truth.argmax(axis=1) > 0
+    assert (probabilities.argmax(axis=1)[others] == truth.argmax(axis=1)[others] - 1).mean() > 0.85
+    assert router.probabilities(held_out, {"new": centroids[0]}) == pytest.approx(np.ones((400, 1)))
 
 
 def test_shares_are_of_the_hits_near_the_best() -> None:
