@@ -1,5 +1,5 @@
 """``lora``: a small language model whose last layers are adapted by low-rank matrices, under a linear head over the
-mean of its last hidden states (Hu et al., ICLR 2022, arXiv 2106.09685).
+last hidden state of its last token (Hu et al., ICLR 2022, arXiv 2106.09685).
 
 The language model itself is frozen, loaded once a process, and shared by all clients of a simulation: what a client
 owns is its ``parameters``, the low-rank matrices and the head, some 60,000 numbers for the packaged model.
@@ -18,13 +18,19 @@ from typing import Any
 
 import numpy as np
 
+from clients.domain_models.linear import LinearHead
 from promptfed.errors import ConfigError
 from promptfed.fm.weights import find_weights
 from promptfed.types import Encoder, FloatArray
 
 RANK, N_ADAPTED = 8, 4
+# What stands behind a text, so that the model is about to sum it up where its state is read: on sentiment, 96 labels,
+# a head alone gets .80 with it, .77 without, and .67 from the mean of all states.
+ENDING = "\nThis text is"
 MAX_TOKENS = 128
-BATCH, LEARNING_RATE, WEIGHT_DECAY = 16, 2e-3, 0.01
+BATCH, WEIGHT_DECAY = 16, 0.01
+# The head starts from nothing and has to come further than the matrices.
+LEARNING_RATE, HEAD_RATE = 1e-3, 1e-2
 # Passes over the texts of a whole fit, and steps at least.
 EPOCHS, LEAST_STEPS = 6, 40
 
@@ -33,7 +39,9 @@ class LoRADomainModel:
     """A language model by packaged name, folder or hub name. The encoder is not used.
 
     Matrices A are drawn from ``seed``, the same at all clients; matrices B and the head start at zero, so that it
-    starts as the frozen model with a uniform prediction.
+    starts as the frozen model with a uniform prediction. A head that is still zero is first fitted alone, on what the
+    frozen model makes of the texts: from a random head, the first steps would only spoil the model (Kumar et al., ICLR
+    2022, arXiv 2202.10054).
     """
 
     def __init__(
@@ -62,9 +70,13 @@ class LoRADomainModel:
         if not len(weighty):
             return self.parameters
         rng = np.random.default_rng(self._seed)
-        with self._shared.holding(self.parameters, self._n_labels) as (adapted, head):
+        begun = self.parameters
+        if not begun[len(self._shared.first(0)) :].any():
+            begun = self._probed([texts[i] for i in weighty.tolist()], targets[weighty], proximal)
+        with self._shared.holding(begun, self._n_labels) as (adapted, head):
             start = [p.detach().clone() for p in (*adapted, *head)]
-            optimiser = torch.optim.AdamW([*adapted, *head], lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+            groups = [{"params": adapted, "lr": LEARNING_RATE}, {"params": list(head), "lr": HEAD_RATE}]
+            optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
             left: list[int] = []
             for _ in range(n_steps):
                 if len(left) < min(BATCH, len(weighty)):
@@ -80,6 +92,23 @@ class LoRADomainModel:
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
             return _flat([*adapted, *head])
+
+    def _probed(self, texts: Sequence[str], targets: FloatArray, proximal: float) -> FloatArray:
+        """The parameters with a head that was fitted alone. What all texts have in common is nearly all of a hidden
+        state, so the head is fitted on what is left, brought to about length 1."""
+        import torch
+
+        with self._shared.holding(self.parameters, self._n_labels), torch.no_grad():
+            x = np.concatenate(
+                [self._shared.features(texts[i : i + BATCH]).double().numpy() for i in range(0, len(texts), BATCH)]
+            )
+        mean = x.mean(axis=0)
+        scale = max(float(np.linalg.norm(x - mean, axis=1).mean()), 1e-6)
+        head = LinearHead(self._n_labels).fit((x - mean) / scale, targets, proximal=proximal * len(texts))
+        flat = np.zeros(self._n_labels * (x.shape[1] + 1)) if head.flat is None else head.flat
+        w, b = flat[: -self._n_labels].reshape(self._n_labels, -1) / scale, flat[-self._n_labels :]
+        n_matrices = len(self.parameters) - len(flat)
+        return np.concatenate([self.parameters[:n_matrices], w.ravel(), b - w @ mean])
 
     def predict_proba(self, texts: Sequence[str]) -> FloatArray:
         import torch
@@ -145,17 +174,21 @@ class _Shared:
                 yield self._adapted, (w.requires_grad_(), b.requires_grad_())
 
     def logits(self, texts: Sequence[str], head: tuple[Any, Any]) -> Any:
-        """(n, K): the head over the mean of the hidden states, scaled to about the length of a token's."""
+        """(n, K)."""
+        return self.features(texts) @ head[0].T + head[1]
+
+    def features(self, texts: Sequence[str]) -> Any:
+        """(n, width): the last hidden state behind text and `ENDING`, of length 1."""
         import torch
 
-        ids = [self._tokenizer(text)["input_ids"][:MAX_TOKENS] or [self._pad] for text in texts]
+        end = self._tokenizer(ENDING, add_special_tokens=False)["input_ids"]
+        ids = [self._tokenizer(text)["input_ids"][: MAX_TOKENS - len(end)] + end for text in texts]
         longest = max(map(len, ids))
         tokens = torch.tensor([mine + [self._pad] * (longest - len(mine)) for mine in ids])
         mask = torch.tensor([[1] * len(mine) + [0] * (longest - len(mine)) for mine in ids])
         hidden = self._model(input_ids=tokens, attention_mask=mask).last_hidden_state
-        mean = (hidden * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-        unit = mean / mean.norm(dim=1, keepdim=True).clamp_min(1e-6) * math.sqrt(self.width)
-        return unit @ head[0].T + head[1]
+        last = hidden[torch.arange(len(ids)), torch.tensor([len(mine) - 1 for mine in ids])]
+        return last / last.norm(dim=1, keepdim=True).clamp_min(1e-6)
 
 
 @lru_cache(maxsize=2)

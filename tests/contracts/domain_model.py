@@ -16,9 +16,10 @@ EYE = np.eye(2)
 
 
 class DomainModelContract:
-    """``averageable``: whether it has parameters that clients may average."""
+    """``averageable``: whether it has parameters that clients may average. ``held_out``: what it has to get right."""
 
     averageable: ClassVar[bool] = False
+    held_out: ClassVar[float] = 0.8
 
     def model(self, n_labels: int = 2, seed: int = 0) -> DomainModel:
         raise NotImplementedError
@@ -35,7 +36,7 @@ class DomainModelContract:
 
         assert proba.shape == (40, 2)
         assert proba.sum(axis=1) == pytest.approx(np.ones(40))
-        assert (proba.argmax(axis=1) == held_out.labels).mean() > 0.8
+        assert (proba.argmax(axis=1) == held_out.labels).mean() > self.held_out
 
     def test_soft_targets_make_soft_predictions(self) -> None:
         data = sentences(60)
@@ -49,14 +50,12 @@ class DomainModelContract:
 
     def test_a_text_without_weight_teaches_nothing(self) -> None:
         data = sentences(40)
-        targets = EYE[data.labels].copy()
-        wrong = [*data.texts, *[f"{CHEERFUL[0]} {CHEERFUL[1]}"] * 30]
+        with_more = [*data.texts, *[f"{CHEERFUL[0]} {CHEERFUL[1]}"] * 30]
 
-        plain = self.model().fit(data.texts, targets).predict_proba([f"{CHEERFUL[0]} indeed"])
-        same = self.model().fit(wrong, np.vstack([targets, np.zeros((30, 2))])).predict_proba([f"{CHEERFUL[0]} indeed"])
+        plain = self.model().fit(data.texts, EYE[data.labels]).predict_proba(data.texts)
+        same = self.model().fit(with_more, np.vstack([EYE[data.labels], np.zeros((30, 2))])).predict_proba(data.texts)
 
-        assert plain[0, 1] > 0.5
-        assert same[0, 1] > 0.5
+        assert np.abs(same - plain).mean() < 0.1
 
     def test_fitting_anew_forgets_what_was_before(self) -> None:
         data = sentences(40)
