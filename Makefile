@@ -26,7 +26,7 @@ setup-dev: .venv/setup-dev.done
 	touch $@
 
 .venv/setup-dev.done: .venv/setup.done
-	$(PIP) --editable '.[models,serve,langchain,lm-eval,bench,dev]'
+	$(PIP) --editable '.[models,serve,langchain,lm-eval,lora,bench,dev]'
 	$(PIP) --no-deps langchain-tests
 	touch $@
 

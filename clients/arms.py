@@ -9,7 +9,8 @@ import numpy as np
 from scipy.special import softmax
 
 from clients.data import ClientData
-from clients.domain import LinearDomainModel, LinearHead, out_of_fold, smoothed
+from clients.domain_models.base import out_of_fold, smoothed
+from clients.domain_models.linear import LinearDomainModel, LinearHead
 from clients.personal import Chosen, choose
 from clients.scores import ScoreStore
 from promptfed.errors import RunError, UnknownNameError
@@ -92,8 +93,10 @@ class Arms:
     @cached_property
     def _held_out(self) -> FloatArray:
         """The domain model's log-probabilities (n, K) of each training text, by a head that did not see it."""
-        x = self._encoder.encode(self._data.train.texts)
-        return smoothed(out_of_fold(x, np.eye(self._n_labels)[self._data.train.labels]))
+        targets = np.eye(self._n_labels)[self._data.train.labels]
+        return smoothed(
+            out_of_fold(lambda: LinearDomainModel(self._encoder, self._n_labels), self._data.train.texts, targets)
+        )
 
     @cached_property
     def domain_calibration(self) -> Calibration:

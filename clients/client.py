@@ -18,11 +18,10 @@ import numpy as np
 from clients.answers import AnswerStore
 from clients.arms import Arms
 from clients.data import ClientData, client_rng
-from clients.domain import LinearDomainModel, LinearHead
+from clients.domain_models.linear import LinearDomainModel, LinearHead
 from clients.history import TaskHistory
 from clients.personal import Chosen
 from clients.scores import ScoreStore
-from clients.secret import Secret
 from clients.tasks import METHOD_TASKS
 from evaluators import answers, metrics
 from promptfed.errors import BudgetError, WireError
@@ -60,6 +59,7 @@ from promptfed.messages import (
     decode_task,
     encode,
 )
+from promptfed.privacy.secret import Secret
 from promptfed.prompts.calibration import Calibration, mix, moments, sums
 from promptfed.types import Encoder
 

@@ -19,10 +19,11 @@ from promptfed.fm.base import BaseFM
 from promptfed.fm.decorators import Pooled, Retrying
 from promptfed.fm.journal import RecordingFM
 from promptfed.ledger import Usage
-from promptfed.messages import Failed, Join, Reply, Task, decode_reply, decode_task, encode
+from promptfed.messages import Failed, Join, Reply, Task, decode_reply, decode_task, encode, retrieval
 from promptfed.prompts.template import content_hash
 from promptfed.types import Encoder
 from retrieval.encoder import RememberingEncoder
+from retrieval.owner import IndexOwner
 
 log = logging.getLogger("promptfed.client")
 
@@ -30,12 +31,21 @@ log = logging.getLogger("promptfed.client")
 class ClientHost:
     """One organisation: `handle` takes a task's bytes from any run and gives the reply's.
 
-    ``train`` and ``test`` are rows as `clients.data.read_rows` gives them. Raises `DataError` for rows that no run
-    could use.
+    ``owner`` answers what is asked of its index, which belongs to no run. ``train`` and ``test`` are rows as
+    `clients.data.read_rows` gives them. Raises `DataError` for rows that no run could use.
     """
 
-    def __init__(self, client_id: str, train: Rows, test: Rows, fm: BaseFM, encoder: Encoder, folder: Path) -> None:
-        self.client_id = client_id
+    def __init__(
+        self,
+        client_id: str,
+        train: Rows,
+        test: Rows,
+        fm: BaseFM,
+        encoder: Encoder,
+        folder: Path,
+        owner: IndexOwner | None = None,
+    ) -> None:
+        self.client_id, self._owner = client_id, owner
         self._train, self._test = train, test
         self._fm, self._encoder, self._folder = fm, encoder, folder
         self._private = RememberingEncoder(encoder)
@@ -63,6 +73,10 @@ class ClientHost:
             number = task.round
             if task.client_id != self.client_id:
                 raise WireError(f"a task for {task.client_id!r} reached {self.client_id!r}")
+            if isinstance(task.body, retrieval.TaskBody):
+                if self._owner is None:
+                    raise RunError("asked of an index, and this client has none")
+                return await self._owner.handle(data)
             client = await self._self(task)
             reply = await client.handle(data)
             if isinstance(body := decode_reply(reply).body, Failed):

@@ -15,7 +15,6 @@ import numpy as np
 from clients.client import Client
 from clients.data import ClientData, Labelled, Rows, assemble, read_rows
 from clients.partition import dirichlet
-from clients.secret import simulated_key
 from promptfed.conduct import MANUAL_CALIBRATION_TEXTS, Conductor, Result, TaskText, task_text
 from promptfed.config import Config, load_config
 from promptfed.errors import ConfigError, DataError
@@ -28,13 +27,14 @@ from promptfed.fm.decorators import Pooled, Retrying, Routed
 from promptfed.fm.journal import RecordingFM
 from promptfed.folder import begun_folder, check_folder, new_folder
 from promptfed.ledger import Phase
+from promptfed.privacy.secret import simulated_key
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate, content_hash
 from promptfed.registry import load_fm, load_method
 from promptfed.runs import compare_runs
 from promptfed.strategies.base import Federation, Reading, Strategy
 from promptfed.types import Encoder
-from retrieval.encoder import RememberingEncoder, SentenceEncoder
+from retrieval.encoder import RememberingEncoder, load_encoder
 
 # Tokens of a prompt with two short exemplars; for estimates only.
 PROMPT_TOKENS = 40
@@ -207,7 +207,7 @@ class Simulation(Conductor):
             raise ConfigError("budget.max_usd needs to know what tokens cost: name a file in fm.prices (docs/fm.md)")
         for capability in sorted(self.needs):
             self.fm.require(capability, f"method {method.name!r}")
-        self._shared_encoder = encoder or SentenceEncoder(config.encoder.name)
+        self._shared_encoder = encoder or load_encoder(config.encoder.name)
         self._journals: dict[str, RecordingFM] = {}
         self._encoders = {d.client_id: RememberingEncoder(self._shared_encoder) for d in inputs.clients}
 

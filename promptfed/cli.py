@@ -1,5 +1,5 @@
 """The command line: ``promptfed run``, ``resume``, ``eval``, ``transfer``, ``predict``, ``report``, ``compare``,
-``doctor``, ``methods``, and what `promptfed.cli_operators` has.
+``doctor``, ``methods``, and what `promptfed.cli_operators` and `promptfed.cli_retrieval` have.
 
 Exit codes: 0 done, 2 something that the caller can mend, 3 a run that failed. Errors go to stderr without a traceback.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from promptfed import cli_operators
+from promptfed import cli_operators, cli_retrieval
 from promptfed.cli_operators import Json
 from promptfed.console import (
     SIMULATION,
@@ -43,6 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_operators.app)
+app.add_typer(cli_retrieval.app)
 
 Personal = Annotated[
     bool, typer.Option("--personal", help="With --client: the prompts that this client chose for itself.")

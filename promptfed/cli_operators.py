@@ -77,10 +77,32 @@ def client_command(
     label_column: Annotated[str, typer.Option("--label-column")] = "label",
     prices: Annotated[Path | None, typer.Option("--prices", help="TOML file with what the FM's tokens cost.")] = None,
     cache: Annotated[Path | None, typer.Option("--cache", help="SQLite file to remember the FM's answers in.")] = None,
+    index: Annotated[
+        Path | None, typer.Option("--index", help="Index that others may search, from: promptfed index add.")
+    ] = None,
+    share: Annotated[
+        str, typer.Option("--share", help="What askers see of a passage: nothing, scores, snippets or documents.")
+    ] = "snippets",
+    accept: Annotated[str, typer.Option("--accept", help="Queries taken as: text, vector, or text,vector.")] = (
+        "text,vector"
+    ),
+    centroid_epsilon: Annotated[
+        float,
+        typer.Option("--centroid-epsilon", help="Privacy of the centroid that routes queries; 0: none is given out."),
+    ] = 8.0,
 ) -> None:
     """Take part in a federation with texts that stay here. Runs until it is stopped."""
-    from promptfed.site import join_federation
+    from typing import Any, cast
 
+    from promptfed.site import join_federation
+    from retrieval.owner import Policy
+
+    policy = Policy(
+        shares=cast(Any, share),
+        accepts=cast(Any, tuple(form.strip() for form in accept.split(","))),
+        epsilon=centroid_epsilon or None,
+        max_epsilon=centroid_epsilon or 0.0,
+    )
     tell("promptfed")
     join_federation(
         client_id,
@@ -96,6 +118,8 @@ def client_command(
         insecure=insecure,
         prices=prices,
         cache=cache,
+        index=index,
+        policy=policy,
     )
 
 

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from promptfed.conduct import Conductor, Result, task_text
@@ -26,6 +27,8 @@ from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import content_hash
 from promptfed.registry import load_method
 from promptfed.strategies.base import Federation, Strategy
+from promptfed.types import Encoder
+from retrieval.federated import Answers, FederatedRetriever
 
 # A round over a network has a deadline, said or not: a client that is gone for good must not stop a run.
 DEADLINE_S = 1800.0
@@ -50,6 +53,35 @@ def serve(
     listening(checked.network)
     with new_folder(Path(out), checked, force):
         return run_sync(NetworkRun(checked, Path(out), listeners).run())
+
+
+def search(
+    config: Config, queries: Sequence[str], k: int, *, encoder: Encoder, folder: Path | None = None, **options: Any
+) -> Answers:
+    """Search the indices of the clients that connect to a server with this configuration. Blocking.
+
+    ``options`` are those of `FederatedRetriever`; ``folder`` is for Flower's own files, a temporary one by default.
+    Raises `ConfigError` without a network, and `QuorumError` where no client comes within ``network.wait_s``.
+    """
+    if config.network is None:
+        raise ConfigError("the configuration has no [network]: there is nobody to ask")
+    network = config.network
+
+    async def ask(place: Path) -> Answers:
+        async with FlowerTransport(listening(network), place) as flower:
+            ids = sorted(network.clients)
+            try:
+                await flower.wait_for_clients(ids, network.wait_s)
+            except QuorumError:
+                if not flower.clients:
+                    raise
+            retriever = FederatedRetriever(flower, ids, encoder, **options)
+            return await retriever.aask(queries, k)
+
+    if folder is not None:
+        return run_sync(ask(folder))
+    with TemporaryDirectory(prefix="promptfed-") as temporary:
+        return run_sync(ask(Path(temporary)))
 
 
 def listening(network: Network) -> Listen | Attached:

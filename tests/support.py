@@ -16,7 +16,6 @@ import numpy as np
 
 from clients.client import Client
 from clients.data import ClientData, Labelled, scoring_order
-from clients.secret import simulated_key
 from promptfed.federation.checkpoint import Checkpoint
 from promptfed.federation.events import EventLog
 from promptfed.federation.inprocess import InProcessTransport
@@ -26,6 +25,7 @@ from promptfed.fm.journal import RecordingFM
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.ledger import Ledger, Usage
 from promptfed.messages import Join, NewtonPart, Reply, ReplyBody
+from promptfed.privacy.secret import simulated_key
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import NewtonSums
 from promptfed.strategies.base import Federation, Round, Steps

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Protocol
 
 from promptfed.errors import BudgetError, QuorumError, WireError
 from promptfed.federation.checkpoint import Checkpoint
@@ -19,21 +18,10 @@ from promptfed.federation.events import EventLog
 from promptfed.ledger import Ledger, Phase
 from promptfed.messages import Failed, Join, Joined, Reply, Task, decode_reply, encode
 from promptfed.strategies.base import Round, Steps, T
+from promptfed.types import Transport
 
 # Rounds in a row that a client may have missed and still be waited for while it catches up.
 CATCH_UP = 2
-
-
-class Transport(Protocol):
-    """Carries encoded tasks to clients and brings encoded replies back, by client id.
-
-    It returns when all of ``awaited`` have answered or ``deadline_s`` has passed; a client that has not answered by
-    then is missing from the result.
-    """
-
-    async def exchange(
-        self, tasks: Mapping[str, bytes], awaited: Collection[str], deadline_s: float | None
-    ) -> dict[str, bytes]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

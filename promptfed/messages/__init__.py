@@ -1,5 +1,5 @@
 """What crosses between the federation server and a client: `core` has the standard tasks and their replies, `methods`
-those of single methods, `wire` how they travel."""
+those of single methods, `retrieval` what is asked of an index, `wire` how they travel."""
 
 from promptfed.messages.core import (
     Adopt,

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from promptfed.errors import PromptfedError, WireError
 from promptfed.ledger import Count, Usage
-from promptfed.messages import core, methods
+from promptfed.messages import core, methods, retrieval
 from promptfed.messages.core import Message
 
 # It names a file or folder at the client.
@@ -34,6 +34,7 @@ TaskBody = (
     | core.FitHead
     | core.Evaluate
     | methods.TaskBody
+    | retrieval.TaskBody
 )
 ReplyBody = (
     core.Joined
@@ -48,6 +49,7 @@ ReplyBody = (
     | core.Evaluated
     | core.Failed
     | methods.ReplyBody
+    | retrieval.ReplyBody
 )
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clients.domain import PENALTY, LinearHead
 
 from clients.client import Client
 from clients.data import ClientData, Labelled
-from clients.domain import PENALTY, LinearHead
 from clients.scores import brier_score
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.fm.base import BaseFM
@@ -524,8 +524,10 @@ def test_every_kind_of_task_is_in_the_list() -> None:
 
     from promptfed.messages import TaskBody as AllBodies
     from promptfed.messages.methods import TaskBody as OfMethods
+    from promptfed.messages.retrieval import TaskBody as OfIndices
 
-    assert {type(body) for body in EVERY_TASK.values()} == set(get_args(AllBodies)) - set(get_args(OfMethods))
+    of_others = {*get_args(OfMethods), *get_args(OfIndices)}
+    assert {type(body) for body in EVERY_TASK.values()} == set(get_args(AllBodies)) - of_others
 
 
 def test_every_task_of_a_method_is_done_by_somebody() -> None:

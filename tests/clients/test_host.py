@@ -14,7 +14,11 @@ from promptfed.errors import DataError
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.messages import Ask, Failed, Join, Joined, MomentSums, Reply, Task, TaskBody, decode_reply, encode
+from promptfed.messages.retrieval import Found, Search
 from promptfed.prompts.template import PromptTemplate
+from retrieval.documents import Document
+from retrieval.index import LocalIndex
+from retrieval.owner import IndexOwner, Policy
 from tests.support import JOIN, LABELS, CountingFM, FailingFM, WordEncoder, sentences, wait_for
 
 P = PromptTemplate(text="It seems wonderful.\nLabel: positive\n\nText: {text}\nLabel:", words=LABELS)
@@ -170,3 +174,26 @@ def test_no_text_is_said_or_logged(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert CANARY not in caplog.text
     assert all(CANARY not in str(reply) for reply in replies)
     assert json.loads((tmp_path / "run1" / "run.json").read_text())["join"]["seed"] == 1
+
+
+def test_a_search_of_its_index_belongs_to_no_run(tmp_path: Path) -> None:
+    index = LocalIndex(WordEncoder())
+    index.add([Document(doc_id="d", text=f"a judge {CANARY}")])
+    owner = IndexOwner("north", index, Policy(shares="scores"), folder=tmp_path / "index")
+    host = ClientHost("north", rows(20, 1), rows(10, 2), ScriptedFM(), WordEncoder(), tmp_path, owner)
+
+    reply = tell(host, Search(asker="server", k=1, texts=("judge",)), run="never-joined")
+
+    assert isinstance(reply.body, Found)
+    assert reply.body.arrays[0][0, 0] > 0.5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_client_without_an_index_says_that_it_has_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    host, _ = a_host(tmp_path)
+
+    reply = tell(host, Search(asker="server", k=1, texts=(CANARY,)))
+
+    assert reply.body == Failed(reason="RunError")
+    assert "asked of an index, and this client has none" in caplog.text
+    assert CANARY not in caplog.text

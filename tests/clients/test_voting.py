@@ -15,10 +15,10 @@ from clients import voting
 from clients.client import Client
 from clients.data import ClientData, Labelled
 from clients.host import ClientHost
-from clients.secret import KEY_BYTES, Secret, simulated_key
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.messages import Join, Task, TaskBody, decode_reply, encode
 from promptfed.messages.methods import NearestVotes, NextWord, NoisyVotes, unpacked
+from promptfed.privacy.secret import KEY_BYTES, Secret, simulated_key
 from promptfed.types import FloatArray, LabelRequest
 from tests.support import LABELS, CountingFM, WordEncoder, sentences, wait_for
 

@@ -12,8 +12,13 @@ import pytest
 
 pytest.importorskip("flwr")
 
+from promptfed.config import load_config
+from promptfed.network import search
 from promptfed.runs import compare_runs
+from retrieval.documents import Document
+from retrieval.index import LocalIndex
 from tests.place import CANARY, SITES, Place, RealPlace, cli
+from tests.support import WordEncoder, sentences
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(400)]
 
@@ -169,6 +174,44 @@ def test_a_client_that_comes_late_takes_part_from_then_on(place: Place) -> None:
     summary = json.loads((place.folder / "late" / "summary.json").read_text())
     assert (summary["n_clients"], summary["absent"]) == (5, [])
     assert "site4" in summary["metrics"]["accuracy"]["fm"]["by_client"]
+
+
+def test_the_clients_indices_are_searched_over_the_network(place: Place) -> None:
+    """Each owner shares what its policy says; one is killed, and costs its own hits only."""
+    shares = dict(zip(SITES, ("documents", "documents", "snippets", "scores", "nothing"), strict=True))
+    central = LocalIndex(WordEncoder())
+    for i, site in enumerate(SITES):
+        texts = sentences(20, seed=90 + i, n_words=3).texts
+        mine = [
+            Document(doc_id=f"{site}/{n}", text=f"{t} of {CANARY}{site}") for n, t in enumerate(dict.fromkeys(texts))
+        ]
+        index = LocalIndex(WordEncoder())
+        index.add(mine)
+        index.save(place.folder / f"{site}-index")
+        place.start_client(site, "asked", index=place.folder / f"{site}-index", share=shares[site])
+        if shares[site] == "documents":
+            central.add(mine)
+    query = sentences(1, seed=90, n_words=3).texts[0]
+    config = load_config(place.folder / "server.toml")
+
+    found = search(config, [query], 30, encoder=WordEncoder(), folder=place.folder / "asking", deadline_s=60)
+    place.kill("site1")
+    fewer = search(config, [query], 5, encoder=WordEncoder(), deadline_s=20)
+    place.stop()
+
+    (hits,) = found.hits
+    assert found.silent == ()
+    assert {h.owner for h in hits} == set(SITES) - {"site4"}
+    shown = [h for h in hits if shares[h.owner] == "documents"]
+    distinct = {h.text: h.score for h in reversed(central.search([query], 40)[0])}
+    assert [h.score for h in shown] == pytest.approx(sorted(distinct.values(), reverse=True)[: len(shown)], abs=1e-5)
+    assert all(f"{CANARY}{h.owner}" in h.text for h in shown)
+    assert all(h.text == "" and h.doc_id.startswith("#") for h in hits if h.owner == "site3")
+    assert fewer.silent == ("site1",)
+    assert {h.owner for h in fewer.hits[0]} <= {"site0", "site2", "site3"}
+    logs = b"".join(path.read_bytes() for path in place.folder.glob("asked-*.log"))
+    assert CANARY.encode() not in logs
+    assert query.encode() not in logs
 
 
 BAD_SERVER, BAD_CLIENT = ["server", "server.toml", "--out", "bad"], ["client", "--id", "site0", "--insecure"]

@@ -351,3 +351,59 @@ def test_every_error_class_has_an_exit_code() -> None:
 
     assert {codes[n] for n in ("UserError", "ConfigError", "DataError", "UnknownNameError", "CapabilityError")} == {2}
     assert {codes[n] for n in ("RunError", "FMError", "BudgetError", "WireError")} == {3}
+
+
+def test_an_index_is_made_searched_and_changed(tmp_path: Path) -> None:
+    (tmp_path / "docs.csv").write_text("id,text\nleave,Staff have thirty days of leave.\nfire,Use the stairs.\n")
+    index = ["--encoder", "static:all-minilm-l6-v2"]
+
+    added = promptfed("index", "add", tmp_path / "index", tmp_path / "docs.csv", "--json", *index)
+    again = promptfed("index", "add", tmp_path / "index", tmp_path / "docs.csv", *index)
+    found = promptfed("index", "search", tmp_path / "index", "how many days of leave?", "-k", "1", "--json", *index)
+    shown = promptfed("index", "search", tmp_path / "index", "stairs", "--mode", "lexical", *index)
+    deleted = promptfed("index", "delete", tmp_path / "index", "leave", "nobody", *index)
+    info = promptfed("index", "info", tmp_path / "index", "--json", *index)
+
+    assert json.loads(added.stdout) == {
+        "new": 2, "replaced": 0, "unchanged": 0, "empty": 0, "documents": 2, "passages": 2
+    }  # fmt: skip
+    assert "2 unchanged" in again.stdout
+    assert json.loads(found.stdout)["doc_id"] == "leave"
+    assert "Use the stairs." in shown.stdout
+    assert "1 deleted" in deleted.stdout
+    assert "not there: nobody" in deleted.stderr
+    assert json.loads(info.stdout) == {
+        "documents": 1, "passages": 1, "kind": "flat", "encoder": "static:all-minilm-l6-v2"
+    }  # fmt: skip
+
+
+def test_a_passage_is_shown_as_text_and_not_obeyed(tmp_path: Path) -> None:
+    """Neither as markup nor by the terminal."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "evil.txt").write_text("a [/b] and [red]colour \x1b[2J\x1b]0;owned\x07 end")
+    index = ["--encoder", "static:all-minilm-l6-v2"]
+    promptfed("index", "add", tmp_path / "index", tmp_path / "docs", *index)
+
+    shown = promptfed("index", "search", tmp_path / "index", "colour", *index)
+
+    assert shown.returncode == 0
+    assert "a [/b] and [red]colour" in shown.stdout
+    assert "\x1b]" not in shown.stdout
+    assert "\x1b[2J" not in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["index", "search", "{folder}/none", "x"], "no index; make one with promptfed index add"),
+        (["index", "add", "{folder}/index", "{folder}/run.toml"], "no column 'id'"),
+        (["index", "add", "{folder}/index", "{folder}/none.csv"], "no such file"),
+        (["search", "{folder}/run.toml", "x"], "has no [network]"),
+    ],
+)
+def test_what_an_index_can_not_do_exits_with_2(workspace: Path, args: list[str], says: str) -> None:
+    done = promptfed(*[arg.format(folder=workspace) for arg in args])
+
+    assert done.returncode == 2
+    assert says in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

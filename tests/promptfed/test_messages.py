@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from promptfed import messages as m
 from promptfed.errors import WireError
 from promptfed.ledger import Usage
-from promptfed.messages import methods
+from promptfed.messages import methods, retrieval
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import NewtonSums
 from promptfed.prompts.soft import MAX_VECTORS, Projection
@@ -124,7 +124,7 @@ def of_type(kind: Any) -> st.SearchStrategy[Any]:
             name: getattr(rule, name) for rule in rules for name in ("ge", "gt", "le", "lt") if hasattr(rule, name)
         }
         if inner is int:
-            return count
+            return st.integers(bounds.get("ge", 0), bounds.get("le", 2**40))
         low, high = bounds.get("ge", bounds.get("gt", 0.0)), bounds.get("le", bounds.get("lt", 2.0**20))
         return st.floats(low, high, width=32, exclude_min="gt" in bounds, exclude_max="lt" in bounds)
     if get_origin(kind) is Literal:
@@ -153,6 +153,25 @@ def of_message(kind: type) -> st.SearchStrategy[Any]:
 
 TASK_BODIES |= {kind: of_message(kind) for kind in get_args(methods.TaskBody)}
 REPLY_BODIES |= {kind: of_message(kind) for kind in get_args(methods.ReplyBody)}
+
+
+@st.composite
+def found(draw: st.DrawFn) -> retrieval.Found:
+    rng = np.random.default_rng(draw(count))
+    shape = draw(st.tuples(st.integers(0, 3), st.integers(0, 4)))
+    return retrieval.Found.of(rng.normal(size=shape), rng.integers(-1, 9, size=shape))
+
+
+shown = st.lists(st.tuples(st.text(max_size=9), count, st.text(max_size=9)), max_size=4).map(
+    lambda rows: retrieval.Shown(**{name: tuple(r[i] for r in rows) for i, name in enumerate(SHOWN)})
+)
+SHOWN = ("doc_ids", "places", "texts")
+TASK_BODIES |= {kind: of_message(kind) for kind in get_args(retrieval.TaskBody)}
+REPLY_BODIES |= {
+    retrieval.Described: of_message(retrieval.Described),
+    retrieval.Found: found(),
+    retrieval.Shown: shown,
+}
 
 
 def tasks(body: st.SearchStrategy[Any]) -> st.SearchStrategy[m.Task]:

@@ -1,4 +1,4 @@
-"""A client's domain model: frozen MiniLM vectors under a regularised linear head, and FedAvg of such heads."""
+"""``linear``: frozen vectors of an encoder under a regularised linear head. What every client has by default."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class LinearHead:
         self.n_labels = n_labels
         self.flat = flat
 
-    def fit(self, x: FloatArray, targets: FloatArray, *, max_iter: int = 200) -> LinearHead:
-        """``x`` (n, d); ``targets`` (n, K), rows sum to 1. Starts from the weights that it has."""
+    def fit(self, x: FloatArray, targets: FloatArray, *, max_iter: int = 200, proximal: float = 0.0) -> LinearHead:
+        """``x`` (n, d); ``targets`` (n, K), rows sum to 1. Starts from the weights that it has, and adds
+        ``proximal`` / 2 times the squared distance to these."""
         n_weights = self.n_labels * x.shape[1]
         start = np.zeros(n_weights + self.n_labels) if self.flat is None else self.flat
 
@@ -36,8 +37,9 @@ class LinearHead:
             w, b = flat[:n_weights].reshape(self.n_labels, -1), flat[n_weights:]
             logp = log_softmax(x @ w.T + b, axis=1)
             error = np.exp(logp) * targets.sum(axis=1, keepdims=True) - targets
-            value = -(targets * logp).sum() + PENALTY / 2 * (w**2).sum()
-            return value, np.concatenate([(error.T @ x + PENALTY * w).ravel(), error.sum(axis=0)])
+            value = -(targets * logp).sum() + PENALTY / 2 * (w**2).sum() + proximal / 2 * ((flat - start) ** 2).sum()
+            gradient = np.concatenate([(error.T @ x + PENALTY * w).ravel(), error.sum(axis=0)])
+            return value, gradient + proximal * (flat - start)
 
         self.flat = np.asarray(minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": max_iter}).x)
         return self
@@ -51,34 +53,32 @@ class LinearHead:
 
 
 class LinearDomainModel:
-    """`promptfed.types.DomainModel`: an encoder and a `LinearHead`."""
+    """`promptfed.types.DomainModel`: an encoder and a `LinearHead`. It starts at zero, whatever the ``seed``."""
 
-    def __init__(self, encoder: Encoder, n_labels: int) -> None:
+    def __init__(self, encoder: Encoder, n_labels: int, *, seed: int = 0) -> None:  # noqa: ARG002
         self._encoder, self.head = encoder, LinearHead(n_labels)
+
+    @property
+    def parameters(self) -> FloatArray:
+        """Flat, as `LinearHead` has them; zeros before it is fitted."""
+        if self.head.flat is None:
+            dimension = self._encoder.encode([]).shape[1]
+            return np.zeros(self.head.n_labels * (dimension + 1))
+        return self.head.flat
+
+    @parameters.setter
+    def parameters(self, flat: FloatArray) -> None:
+        self.head = LinearHead(self.head.n_labels, flat)
 
     def fit(self, texts: Sequence[str], targets: FloatArray) -> LinearDomainModel:
         self.head = LinearHead(self.head.n_labels).fit(self._encoder.encode(texts), targets)
         return self
 
+    def trained(self, texts: Sequence[str], targets: FloatArray, *, n_steps: int, proximal: float = 0.0) -> FloatArray:
+        """As `Averageable` says; a step is an iteration of L-BFGS."""
+        head = LinearHead(self.head.n_labels, self.parameters)
+        head.fit(self._encoder.encode(texts), targets, max_iter=n_steps, proximal=proximal * len(texts))
+        return self.parameters if head.flat is None else head.flat
+
     def predict_proba(self, texts: Sequence[str]) -> FloatArray:
         return self.head.predict_proba(self._encoder.encode(texts))
-
-
-def out_of_fold(x: FloatArray, targets: FloatArray, *, folds: int = 5) -> FloatArray:
-    """Probabilities (n, K) of each text by a head that did not see it. Fold of text i is i mod ``folds``.
-
-    With fewer texts than folds each text is left out alone; a single text gets the uniform prediction.
-    """
-    n, n_labels = targets.shape
-    out = np.full((n, n_labels), 1.0 / n_labels)
-    fold = np.arange(n) % min(folds, n)
-    for f in np.unique(fold):
-        held = fold == f
-        if not held.all():
-            out[held] = LinearHead(n_labels).fit(x[~held], targets[~held]).predict_proba(x[held])
-    return out
-
-
-def smoothed(proba: FloatArray) -> FloatArray:
-    """Finite log-probabilities for stacking."""
-    return np.log(np.clip(proba, 1e-4, None))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clients.secret import KEY_BYTES, Secret, simulated_key
 from promptfed.errors import DataError
+from promptfed.privacy.secret import KEY_BYTES, Secret, simulated_key
 
 
 def test_a_key_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from clients.data import Labelled
-from clients.domain import PENALTY, LinearDomainModel, LinearHead, out_of_fold, smoothed
-from promptfed.types import FloatArray, IntArray
-from tests.support import CHEERFUL, GLOOMY, WordEncoder
+from clients.domain_models.linear import PENALTY, LinearDomainModel, LinearHead
+from promptfed.types import DomainModel, FloatArray, IntArray
+from tests.contracts.domain_model import DomainModelContract, encoder
 
 
 def blobs(n: int, n_labels: int, dimension: int = 6, seed: int = 0) -> tuple[FloatArray, IntArray]:
@@ -98,63 +97,8 @@ def test_a_single_class_is_learnt_without_blowing_up() -> None:
 # ---------------------------------------------------------------- the domain model
 
 
-def test_the_domain_model_learns_words(encoder: WordEncoder, reviews: Labelled) -> None:
-    model = LinearDomainModel(encoder, 2).fit(reviews.texts, np.eye(2)[reviews.labels])
+class TestLinear(DomainModelContract):
+    averageable = True
 
-    proba = model.predict_proba([f"So {CHEERFUL[0]}!", f"So {GLOOMY[0]}!"])
-
-    assert proba.sum(axis=1) == pytest.approx([1.0, 1.0])
-    assert proba.argmax(axis=1).tolist() == [1, 0]
-
-
-def test_fitting_anew_forgets_what_was_before(encoder: WordEncoder, reviews: Labelled) -> None:
-    targets = np.eye(2)[reviews.labels]
-    model = LinearDomainModel(encoder, 2).fit(reviews.texts, targets[:, ::-1])
-
-    model.fit(reviews.texts, targets)
-
-    assert (model.predict_proba(reviews.texts).argmax(axis=1) == reviews.labels).mean() > 0.9
-
-
-# ---------------------------------------------------------------- out of fold
-
-
-def test_out_of_fold_never_sees_its_own_label() -> None:
-    x, labels = blobs(23, 2)
-    flipped = labels.copy()
-    flipped[4] = 1 - flipped[4]
-
-    before, after = out_of_fold(x, np.eye(2)[labels]), out_of_fold(x, np.eye(2)[flipped])
-
-    same_fold = np.arange(23) % 5 == 4
-    assert after[same_fold] == pytest.approx(before[same_fold])
-    assert np.abs(after[~same_fold] - before[~same_fold]).max() > 1e-3
-
-
-def test_out_of_fold_equals_a_head_on_the_rest() -> None:
-    x, labels = blobs(10, 2)
-    targets = np.eye(2)[labels]
-    held = np.arange(10) % 5 == 1
-
-    assert out_of_fold(x, targets)[held] == pytest.approx(
-        LinearHead(2).fit(x[~held], targets[~held]).predict_proba(x[held])
-    )
-
-
-def test_fewer_texts_than_folds_leave_each_out_alone() -> None:
-    x, labels = blobs(3, 3)
-    targets = np.eye(3)[labels]
-
-    got = out_of_fold(x, targets)
-
-    # The label of the text left out never occurs among the rest.
-    assert got[0] == pytest.approx(LinearHead(3).fit(x[1:], targets[1:]).predict_proba(x[:1])[0])
-    assert got.argmax(axis=1).tolist() != labels.tolist()
-
-
-def test_a_single_text_gets_the_uniform_prediction() -> None:
-    assert out_of_fold(np.ones((1, 2)), np.array([[1.0, 0.0]])).tolist() == [[0.5, 0.5]]
-
-
-def test_smoothed_is_finite() -> None:
-    assert smoothed(np.array([[0.0, 1.0]])) == pytest.approx(np.array([[np.log(1e-4), 0.0]]))
+    def model(self, n_labels: int = 2, seed: int = 0) -> DomainModel:
+        return LinearDomainModel(encoder(), n_labels, seed=seed)

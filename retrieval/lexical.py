@@ -1,0 +1,41 @@
+"""BM25 over the passages of an index (Robertson & Zaragoza, 2009), by bm25s."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import bm25s
+import numpy as np
+
+from promptfed.types import FloatArray, IntArray
+
+_TOKEN = re.compile(r"\w+")
+
+
+class LexicalIndex:
+    """BM25 with k1 = 1.5 and b = 0.75, over words in lower case. Built once; a changed index builds another."""
+
+    def __init__(self, texts: Sequence[str], ids: IntArray) -> None:
+        self._ids = ids
+        words = [_words(text) for text in texts]
+        self._known = {word for text in words for word in text}
+        self._bm25: Any = None
+        if self._known:
+            self._bm25 = bm25s.BM25()
+            self._bm25.index(words, show_progress=False)
+
+    def search(self, query: str, k: int) -> tuple[FloatArray, IntArray]:
+        """Scores above 0 and ids, the best first, at most ``k``; of equal ones, the smaller id first."""
+        words = [word for word in _words(query) if word in self._known]
+        if not words:
+            return np.zeros(0), np.zeros(0, dtype=np.int64)
+        scores = np.asarray(self._bm25.get_scores(words), dtype=np.float64)
+        best = np.lexsort((self._ids, -scores))[:k]
+        best = best[scores[best] > 0]
+        return scores[best], self._ids[best]
+
+
+def _words(text: str) -> list[str]:
+    return _TOKEN.findall(text.lower())

@@ -1,0 +1,72 @@
+"""The language model with low-rank matrices: a tiny random one, and the packaged one once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clients.domain_models import lora
+from clients.domain_models.lora import LoRADomainModel
+from promptfed.types import DomainModel
+from tests.contracts.domain_model import DomainModelContract, encoder
+from tests.support import sentences
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class TestLoRA(DomainModelContract):
+    averageable = True
+    held_out = 0.55  # of a model with random weights
+
+    @pytest.fixture(autouse=True)
+    def _tiny(self, tiny_llama: Path) -> None:
+        self._folder = str(tiny_llama)
+
+    def model(self, n_labels: int = 2, seed: int = 0) -> DomainModel:
+        return LoRADomainModel(encoder(), n_labels, seed=seed, name=self._folder)
+
+
+def test_two_clients_share_the_model_and_not_their_parameters(tiny_llama: Path) -> None:
+    data = sentences(20)
+    one, other = (LoRADomainModel(encoder(), 2, name=str(tiny_llama)) for _ in range(2))
+    before = other.predict_proba(data.texts)
+
+    one.fit(data.texts, np.eye(2)[data.labels])
+
+    assert one._shared is other._shared
+    assert np.array_equal(other.predict_proba(data.texts), before)
+    assert not np.allclose(one.predict_proba(data.texts), before)
+
+
+def test_the_low_rank_matrices_are_trained_too(tiny_llama: Path) -> None:
+    data = sentences(20)
+    model = LoRADomainModel(encoder(), 2, name=str(tiny_llama))
+    start = model.parameters.copy()
+
+    model.fit(data.texts, np.eye(2)[data.labels])
+
+    n_head = 2 * (model._shared.width + 1)
+    assert np.abs(model.parameters - start)[:-n_head].max() > 1e-4
+
+
+@pytest.mark.model
+@pytest.mark.timeout(600)
+def test_the_packaged_model_learns_from_a_few_reviews() -> None:
+    texts = [
+        "I love it.",
+        "Terrible, a waste of money.",
+        "Wonderful!",
+        "It broke at once.",
+        "Great fun.",
+        "Dull and slow.",
+    ]
+    labels = [1, 0, 1, 0, 1, 0]
+    model = LoRADomainModel(encoder(), 2).fit(texts, np.eye(2)[labels])
+
+    proba = model.predict_proba(["What a great film.", "I hate this product."])
+
+    assert proba.argmax(axis=1).tolist() == [1, 0]
+    assert 30_000 < len(model.parameters) < 100_000
+    lora._shared.cache_clear()
