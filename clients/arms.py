@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
-
 import numpy as np
 from scipy.special import softmax
 
 from clients.data import ClientData
-from clients.domain_models.base import out_of_fold, smoothed
-from clients.domain_models.linear import LinearDomainModel, LinearHead
+from clients.distillation import from_others
+from clients.domain_models.base import smoothed
+from clients.learning import Learning
 from clients.personal import Chosen, choose
 from clients.scores import ScoreStore
 from promptfed.errors import RunError, UnknownNameError
@@ -18,7 +16,7 @@ from promptfed.fm.base import BaseFM
 from promptfed.messages import Evaluate, Offer
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, NewtonSums, cross_fitted_proba, fit, sums
-from promptfed.types import Encoder, FloatArray
+from promptfed.types import DomainModel, FloatArray
 
 # arm -> what it is; the order is the order of tables.
 ARMS = {
@@ -28,8 +26,12 @@ ARMS = {
     "fm_single_pooled": "the best prompt alone, with the pooled calibration",
     "fm_personal": "what each client chose for itself: the tuned set, or a better one by a test on its own texts",
     "fm_dm": "the tuned set and the client's domain model, weighed together",
-    "dm_local": "the client's domain model alone",
-    "dm_fedavg": "one linear head, averaged over the clients (FedAvg)",
+    "dm_local": "the client's domain model alone, of its labelled texts",
+    "dm_distilled": "the client's domain model alone, of its labelled texts and of what the FM said of others",
+    "dm_fedavg": "the domain model whose parameters are averaged over the clients of its kind (FedAvg)",
+    "dm_fedprox": "the same, each client held to the average (FedProx)",
+    "dm_fedadam": "the same, with Adam at the server (FedAdam)",
+    "dm_ensemble": "the client's domain model, of its labelled texts and of all domain models' votes on public texts",
     "zero_shot": "the instruction alone, as the FM answers it",
     "manual_few_shot": "a hand-written prompt with exemplars, as the FM answers it",
     "manual_few_shot_calibrated": "the hand-written prompt, calibrated by each client",
@@ -38,6 +40,8 @@ ARMS = {
 }
 POOLED = frozenset({"fm_pooled", "fm_single_pooled"})
 RAW = frozenset({"zero_shot", "manual_few_shot"})
+AVERAGED = frozenset({"dm_fedavg", "dm_fedprox", "dm_fedadam"})
+DOMAIN = AVERAGED | {"dm_local", "dm_distilled", "dm_ensemble"}
 
 
 def kind_of(arm: str) -> str:
@@ -53,11 +57,9 @@ class Arms:
         data: ClientData,
         train_scores: ScoreStore,
         n_labels: int,
-        encoder: Encoder,
-        domain_model: Callable[[], LinearDomainModel],
+        domain: Learning,
     ) -> None:
-        self._data, self._train, self._n_labels = data, train_scores, n_labels
-        self._encoder, self._domain_model = encoder, domain_model
+        self._data, self._train, self._n_labels, self._domain = data, train_scores, n_labels, domain
         self._test = ScoreStore(data.test, n_labels)
         self._chosen: dict[tuple[PromptSet, Offer], Chosen] = {}
 
@@ -85,38 +87,26 @@ class Arms:
         scores, labels, rows = self._train.get(prompt.prompts)
         pooled = Calibration(weights=prompt.weights, bias=prompt.bias).shifted(self._train.log_prior)
         fm = np.log(cross_fitted_proba(scores, labels, towards=pooled))
-        sources = np.stack([fm, self._domain_logits(self._held_out[rows])], axis=1)
+        sources = np.stack([fm, self._domain_logits(self._domain.held_out[rows])], axis=1)
         total = sums(sources, labels, Calibration(weights=weights, bias=(0.0,) * self._n_labels))
         n = len(weights)
         return NewtonSums(n=total.n, loss=total.loss, gradient=total.gradient[:n], hessian=total.hessian[:n, :n])
 
-    @cached_property
-    def _held_out(self) -> FloatArray:
-        """The domain model's log-probabilities (n, K) of each training text, by a head that did not see it."""
-        targets = np.eye(self._n_labels)[self._data.train.labels]
-        return smoothed(
-            out_of_fold(lambda: LinearDomainModel(self._encoder, self._n_labels), self._data.train.texts, targets)
-        )
-
-    @cached_property
     def domain_calibration(self) -> Calibration:
         """Of the domain model, on all training texts, which are more than those that the FM scored."""
         unchanged = Calibration(weights=(1.0,), bias=(0.0,) * self._n_labels)
-        return fit(self._held_out[:, None], self._data.train.labels, towards=unchanged)
+        return fit(self._domain.held_out[:, None], self._data.train.labels, towards=unchanged)
 
     def _domain_logits(self, logp: FloatArray) -> FloatArray:
         """Calibrated, less the label proportions (n, K): the FM's calibration knows them, and they count once."""
-        return np.asarray(self.domain_calibration.logits(logp[:, None]) - self._train.log_prior)
+        return np.asarray(self.domain_calibration().logits(logp[:, None]) - self._train.log_prior)
 
     async def predict(self, task: Evaluate, fm: BaseFM) -> tuple[FloatArray, float]:
         """Probabilities (n_test, K) of ``task.arm`` and the FM calls that one prediction takes."""
         if kind_of(task.arm) not in ARMS:
             raise UnknownNameError("arm", task.arm, ARMS)
-        if task.arm == "dm_local":
-            return self._domain_model().predict_proba(self._data.test.texts), 0.0
-        if task.arm == "dm_fedavg":
-            head = LinearHead(self._n_labels, np.array(task.head))
-            return head.predict_proba(self._encoder.encode(self._data.test.texts)), 0.0
+        if task.arm in DOMAIN:
+            return self._domain_model_of(task).predict_proba(self._data.test.texts), 0.0
         if task.prompt is None:
             raise RunError(f"arm {task.arm!r} needs a prompt")
         prompt = task.prompt
@@ -132,8 +122,18 @@ class Arms:
         if task.arm == "fm_dm":
             if len(task.stack) != 2:
                 raise RunError(f"arm {task.arm!r} needs the weights of FM and domain model")
-            domain = smoothed(self._domain_model().predict_proba(self._data.test.texts))
+            domain = smoothed(self._domain.model.predict_proba(self._data.test.texts))
             fm_weight, dm_weight = task.stack
             logits = fm_weight * self.calibrate(prompt).logits(scores) + dm_weight * self._domain_logits(domain)
             return np.asarray(softmax(logits, axis=1)), calls
         return self.calibrate(prompt, task.stop).predict_proba(scores), calls
+
+    def _domain_model_of(self, task: Evaluate) -> DomainModel:
+        """The domain model that ``task`` is about."""
+        if task.arm in AVERAGED:
+            return self._domain.with_parameters(task.parameters)
+        if task.arm == "dm_ensemble":
+            if task.lessons is None:
+                raise RunError(f"arm {task.arm!r} needs votes on public texts")
+            return self._domain.of(from_others(task.lessons, self._n_labels))
+        return self._domain.own if task.arm == "dm_local" else self._domain.model

@@ -17,9 +17,11 @@ import numpy as np
 
 from clients.answers import AnswerStore
 from clients.arms import Arms
-from clients.data import ClientData, client_rng
-from clients.domain_models.linear import LinearDomainModel, LinearHead
+from clients.data import ClientData, Labelled, client_rng
+from clients.distillation import judged, lessons_of, teach
+from clients.domain_models.base import Averageable
 from clients.history import TaskHistory
+from clients.learning import Learning
 from clients.personal import Chosen
 from clients.scores import ScoreStore
 from clients.tasks import METHOD_TASKS
@@ -33,11 +35,11 @@ from promptfed.messages import (
     Adopt,
     Adopted,
     Ask,
+    Distil,
+    Distilled,
     Evaluate,
     Evaluated,
     Failed,
-    FitHead,
-    Head,
     Join,
     Joined,
     MomentSums,
@@ -49,6 +51,9 @@ from promptfed.messages import (
     Scored,
     Stack,
     Task,
+    Teach,
+    Train,
+    Trained,
     Vote,
     Votes,
     Weigh,
@@ -62,9 +67,7 @@ from promptfed.messages import (
 from promptfed.privacy.secret import Secret
 from promptfed.prompts.calibration import Calibration, mix, moments, sums
 from promptfed.types import Encoder
-
-# Local epochs of one FedAvg round, as L-BFGS iterations.
-HEAD_ITERATIONS = 5
+from retrieval.encoder import DividedEncoder
 
 
 class Client:
@@ -87,6 +90,7 @@ class Client:
         folder: Path | None = None,
         history: str = "history",
         noise_key: bytes | None = None,
+        domain_model: str = "linear",
     ) -> None:
         self.data, self.labels = data, labels
         self.folder = folder
@@ -99,21 +103,17 @@ class Client:
         self.encoder = encoder
         self.public_encoder = public_encoder or encoder
         self.scores = ScoreStore(data.train, len(labels)) if labels else AnswerStore(data.train)
-        self._domain: LinearDomainModel | None = None
+        self.unlabelled = ScoreStore(_without_labels(data.unlabelled), len(labels))
         self._secret = Secret(noise_key) if noise_key is not None else None
-        self.arms = Arms(data, self.scores, len(labels), encoder, self.domain_model)
+        private = (*data.train.texts, *data.test.texts, *data.unlabelled)
+        reading = DividedEncoder(private, encoder, self.public_encoder)
+        self.domain = Learning(domain_model, reading, data, len(labels), seed)
+        self.arms = Arms(data, self.scores, len(labels), self.domain)
         self._held_out = AnswerStore(data.test)
 
     @property
     def client_id(self) -> str:
         return self.data.client_id
-
-    def domain_model(self) -> LinearDomainModel:
-        """The domain model, fitted on all training texts when it is first needed."""
-        if self._domain is None:
-            model = LinearDomainModel(self.encoder, len(self.labels))
-            self._domain = model.fit(self.data.train.texts, self._targets())
-        return self._domain
 
     @property
     def secret(self) -> Secret:
@@ -158,7 +158,7 @@ class Client:
             for task, replied in zip(map(decode_task, self._history.tasks), self._history.replies, strict=True):
                 self.fm.grant = decode_reply(replied).usage.fm_calls
                 caught_up = isinstance(task.body, Score) and self.fm.grant > 0
-                if caught_up or isinstance(task.body, Ask | Vote | FitHead | Evaluate):
+                if caught_up or isinstance(task.body, Ask | Vote | Distil | Evaluate):
                     await self._do(task)
         finally:
             self.fm.grant = 0
@@ -175,6 +175,8 @@ class Client:
                     n_test=len(self.data.test),
                     labels=tuple(self.labels[k] for k in present),
                     n_dropped=self.data.n_dropped,
+                    n_unlabelled=len(self.data.unlabelled),
+                    domain_model=self.domain.kind if self.labels else "",
                     soft_space=self.fm.soft_space,
                 )
             case Write():
@@ -209,15 +211,20 @@ class Client:
                 return NewtonPart.of(self.arms.stack_sums(task.body.prompt, task.body.weights))
             case Adopt():
                 return self._adopt(task.body)
-            case FitHead():
-                return self._fit_head(task.body)
+            case Train():
+                parameters = self.domain.trained(task.body.parameters, task.body.proximal)
+                return Trained(n=len(self.data.train), parameters=_flat(parameters))
+            case Teach():
+                return await teach(self, task.body)
+            case Distil():
+                return await self._distil(task.body)
             case Evaluate():
                 return await self._evaluate(task.body)
             case _:
                 return await METHOD_TASKS[type(task.body)](self, task.body)
 
     def _vote(self, task: Vote) -> Votes:
-        proba = self.domain_model().head.predict_proba(self.public_encoder.encode(task.texts))
+        proba = self.domain.model.predict_proba(task.texts)
         return Votes(n_labels=proba.shape[1], shares=np.rint(proba * 255).astype(np.uint8).tobytes())
 
     def _score(self, task: Score) -> Scored:
@@ -249,7 +256,7 @@ class Client:
             return Adopted(n_calibration=0)
         own = self.arms.calibrate(task.prompt)
         self._keep("calibration.json", {"prompt_id": task.prompt.prompt_id, **asdict(own)})
-        domain = {"weights": task.stack, "domain_calibration": asdict(self.arms.domain_calibration)}
+        domain = {"weights": task.stack, "domain_calibration": asdict(self.arms.domain_calibration())}
         self._keep("stacker.json", {"prompt_id": task.prompt.prompt_id, **domain})
         chosen = Chosen(choice="global", prompt=task.prompt)
         if task.offer is not None:
@@ -258,18 +265,17 @@ class Client:
         if self.folder is not None:
             used = replace(chosen.prompt, weights=mine.weights, bias=mine.bias)
             used.save(self.folder / "personal.json", about={"choice": chosen.choice})
-        head = self.domain_model().head.flat
-        if self.folder is not None and head is not None:
+        model = self.domain.model
+        if self.folder is not None and isinstance(model, Averageable):
             content = io.BytesIO()
-            np.save(content, head)
+            np.save(content, model.parameters)
             write_whole(self.folder / "domain_model.npy", content.getvalue())
         return Adopted(n_calibration=len(self.scores.get(task.prompt.prompts)[0]), choice=chosen.choice)
 
-    def _fit_head(self, task: FitHead) -> Head:
-        start = np.array(task.head) if task.head else None
-        x = self.encoder.encode(self.data.train.texts)
-        head = LinearHead(len(self.labels), start).fit(x, self._targets(), max_iter=HEAD_ITERATIONS)
-        return Head(n=len(x), weights=_flat(head.flat if head.flat is not None else np.zeros(0)))
+    async def _distil(self, task: Distil) -> Distilled:
+        taught = await lessons_of(self, task)
+        before, after = self.domain.learn(taught)
+        return judged(before, after, self.data.train.labels, len(taught))
 
     async def _evaluate(self, task: Evaluate) -> Evaluated:
         if self.labels:
@@ -287,9 +293,6 @@ class Client:
             self._keep(f"evaluation/{task.arm}.json", {"texts": texts, **record})
         return Evaluated(n=len(self.data.test), values=values, errors=errors, calls_per_prediction=calls)
 
-    def _targets(self) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-        return np.eye(len(self.labels))[self.data.train.labels]
-
     def _keep(self, name: str, content: object) -> None:
         if self.folder is not None:
             path = self.folder / name
@@ -299,3 +302,7 @@ class Client:
 
 def _flat(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[float, ...]:
     return tuple(float(v) for v in np.ravel(values))
+
+
+def _without_labels(texts: tuple[str, ...]) -> Labelled:
+    return Labelled(texts=texts, labels=np.zeros(len(texts), dtype=np.int64))

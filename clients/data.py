@@ -34,11 +34,13 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientData:
-    """What one client holds. ``n_dropped`` counts rows left out because their text was empty."""
+    """What one client holds. ``n_dropped`` counts rows left out because their text was empty. Its FM may tell its
+    domain model what ``unlabelled`` texts are about (`clients.distillation`)."""
 
     client_id: str
     train: Labelled
     test: Labelled
+    unlabelled: tuple[str, ...] = field(default=(), repr=False)
     n_dropped: int = 0
 
 
@@ -87,15 +89,31 @@ def _check_client_id(client_id: str, place: str = "") -> None:
         )
 
 
-def assemble(train: Rows, test: Rows, labels: Sequence[str], seed: int) -> list[ClientData]:
+def assemble(
+    train: Rows,
+    test: Rows,
+    labels: Sequence[str],
+    seed: int,
+    *,
+    unlabelled: Sequence[tuple[str, str]] = (),
+    max_labels: int | None = None,
+) -> list[ClientData]:
     """One `ClientData` a client of ``train``, sorted by id, training texts in scoring order (`scoring_order`).
 
-    Without ``labels`` the task is generation: what stands in their column are answers.
+    Without ``labels`` the task is generation: what stands in their column are answers. ``unlabelled``: texts (client,
+    text) besides. With ``max_labels``, only the first so many training texts of a client keep their label, and the
+    others are unlabelled.
 
     Rows with an empty text are dropped and counted. A test label or client that train lacks is a `DataError`, and so
     is a client id that can't name a folder.
     """
     index = {label: k for k, label in enumerate(labels)}
+    more: dict[str, list[str]] = {client: [] for client, _, _ in train}
+    for client, text in unlabelled:
+        if client not in more:
+            raise DataError(f"unlabelled texts are of client {client[:_SHOWN]!r}, who has no training text")
+        if text.strip():
+            more[client].append(text)
     for name, rows in (("train", train), ("test", test)):
         unknown = sorted({label for _, _, label in rows} - set(labels))
         if labels and unknown:
@@ -119,11 +137,13 @@ def assemble(train: Rows, test: Rows, labels: Sequence[str], seed: int) -> list[
         if not mine:
             raise DataError(f"client {client[:_SHOWN]!r} has no training text left after empty ones were dropped")
         order = scoring_order(np.array([index.get(y, 0) for _, y in mine]), client_rng(seed, client))
+        ordered = [mine[i] for i in order]
         out.append(
             ClientData(
                 client_id=client,
-                train=_labelled([mine[i] for i in order], index),
+                train=_labelled(ordered[:max_labels], index),
                 test=_labelled(held_out, index),
+                unlabelled=(*(text for text, _ in ordered[len(ordered[:max_labels]) :]), *more[client]),
                 n_dropped=n_dropped[client],
             )
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from promptfed.fm.decorators import Pooled, Retrying
 from promptfed.fm.journal import RecordingFM
 from promptfed.ledger import Usage
 from promptfed.messages import Failed, Join, Reply, Task, decode_reply, decode_task, encode, retrieval
+from promptfed.plugins import DOMAIN_MODELS, find
 from promptfed.prompts.template import content_hash
 from promptfed.types import Encoder
 from retrieval.encoder import RememberingEncoder
@@ -44,15 +46,22 @@ class ClientHost:
         encoder: Encoder,
         folder: Path,
         owner: IndexOwner | None = None,
+        *,
+        unlabelled: Sequence[str] = (),
+        domain_model: str = "linear",
     ) -> None:
         self.client_id, self._owner = client_id, owner
         self._train, self._test = train, test
+        self._unlabelled = [(client_id, text) for text in unlabelled]
+        self._domain_model = domain_model
+        find(DOMAIN_MODELS, "domain model", domain_model)
         self._fm, self._encoder, self._folder = fm, encoder, folder
         self._private = RememberingEncoder(encoder)
         # What must be the same when a run goes on: a journal of another model, say, would answer nothing.
         self._basis = {
             "client": client_id,
-            "data": content_hash([train, test]),
+            "data": content_hash([train, test, *([list(unlabelled)] if unlabelled else [])]),
+            "domain_model": domain_model,
             "fm": fm.fm_id,
             "encoder": encoder.encoder_id,
         }
@@ -122,7 +131,7 @@ class ClientHost:
     async def _wake(self, run: str, fleet: str) -> Client:
         if self._join is None:
             raise RunError("no run was joined")
-        (data,) = assemble(self._train, self._test, self._join.labels, self._join.seed)
+        (data,) = assemble(self._train, self._test, self._join.labels, self._join.seed, unlabelled=self._unlabelled)
         folder = self._folder / run
         journal = RecordingFM(Retrying(self._fm), folder / f"journal-{fleet}.jsonl")
         client = Client(
@@ -134,6 +143,7 @@ class ClientHost:
             seed=self._join.seed,
             folder=folder,
             history=f"history/{fleet}",
+            domain_model=self._domain_model,
         )
         with journal.only():
             await client.restore()

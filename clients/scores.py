@@ -147,6 +147,10 @@ class ScoreStore:
         """Which of the texts ``rows`` (n,) are in the first half of [0, stop)."""
         return np.asarray(2 * rows < min(stop, len(self.data)))
 
+    def failed(self, prompts: Sequence[PromptTemplate]) -> npt.NDArray[np.bool_]:
+        """Of all texts (n,), those that the FM failed on with one of ``prompts``."""
+        return np.asarray(np.max([self._failed[p.prompt_id] for p in prompts], axis=0) > 0)
+
     def adopt(self, other: ScoreStore, rows: IntArray) -> None:
         """Take over what ``other`` knows of the same texts: its text ``rows[i]`` is text i here."""
         self._merged.clear()

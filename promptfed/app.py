@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from clients.client import Client
-from clients.data import ClientData, Labelled, Rows, assemble, read_rows
+from clients.data import ClientData, Labelled, Rows, assemble, read_rows, read_texts
 from clients.partition import dirichlet
 from promptfed.conduct import MANUAL_CALIBRATION_TEXTS, Conductor, Result, TaskText, task_text
 from promptfed.config import Config, load_config
@@ -27,12 +27,14 @@ from promptfed.fm.decorators import Pooled, Retrying, Routed
 from promptfed.fm.journal import RecordingFM
 from promptfed.folder import begun_folder, check_folder, new_folder
 from promptfed.ledger import Phase
+from promptfed.plugins import DOMAIN_MODELS, find
 from promptfed.privacy.secret import simulated_key
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate, content_hash
 from promptfed.registry import load_fm, load_method
 from promptfed.runs import compare_runs
 from promptfed.strategies.base import Federation, Reading, Strategy
+from promptfed.tables import records
 from promptfed.types import Encoder
 from retrieval.encoder import RememberingEncoder, load_encoder
 
@@ -56,7 +58,11 @@ class Inputs:
                 self.task.words,
                 self.task.public,
                 [
-                    [d.client_id, *((p.texts, p.labels.tolist() or p.answers) for p in (d.train, d.test))]
+                    [
+                        d.client_id,
+                        *((p.texts, p.labels.tolist() or p.answers) for p in (d.train, d.test)),
+                        *([d.unlabelled] if d.unlabelled else []),
+                    ]
                     for d in self.clients
                 ],
             ]
@@ -120,7 +126,10 @@ def read_inputs(config: Config) -> Inputs:
         labels = config.task.labels or tuple(sorted({label for _, _, label in train}))
     if len(labels) == 1:
         raise DataError(f"the training data has one label only ({labels[0]!r}); give the others in task.labels")
-    clients = assemble(train, test, labels, config.seed)
+    clients = assemble(
+        train, test, labels, config.seed, unlabelled=_read_unlabelled(config), max_labels=config.data.max_labels
+    )
+    _check_kinds(config, {d.client_id for d in clients})
     return Inputs(task=task_text(config, labels), clients=tuple(clients))
 
 
@@ -137,6 +146,34 @@ def _read_labelled(config: Config) -> tuple[Rows, Rows]:
     train = [row for c in config.clients for row in read_rows(c.train, client=c.id, **columns)]
     test = [row for c in config.clients if c.test for row in read_rows(c.test, client=c.id, **columns)]
     return train, test
+
+
+def _read_unlabelled(config: Config) -> list[tuple[str, str]]:
+    """Texts (client, text) without a label."""
+    data = config.data
+    if data.unlabelled is not None:
+        columns = [data.client_column, data.text_column]
+        return [(record[columns[0]].strip(), record[columns[1]]) for _, record in records(data.unlabelled, columns)]
+    return [
+        (c.id, text)
+        for c in config.clients
+        if c.unlabelled
+        for text in read_texts(c.unlabelled, text_column=data.text_column)
+    ]
+
+
+def kinds_of(config: Config) -> dict[str, str]:
+    """Which clients have a domain model of another kind than ``domain_model.kind``."""
+    own = {c.id: c.domain_model for c in config.clients if c.domain_model is not None}
+    return {**config.domain_model.by_client, **own}
+
+
+def _check_kinds(config: Config, clients: set[str]) -> None:
+    kinds = kinds_of(config)
+    if strangers := sorted(set(kinds) - clients):
+        raise ConfigError(f"domain_model.by_client has {strangers[0]!r}; the clients are {', '.join(sorted(clients))}")
+    for kind in sorted({config.domain_model.kind, *kinds.values()}):
+        find(DOMAIN_MODELS, "domain model", kind)
 
 
 def estimate(config: Config) -> dict[str, Any]:
@@ -169,14 +206,20 @@ def _calls_by_phase(config: Config, inputs: Inputs) -> dict[str, int]:
     cost = {
         "zero_shot": n_test,
         "manual_few_shot": n_test + n_calibration,
-        "dm_fedavg": 0,
+        **dict.fromkeys(("dm_fedavg", "dm_fedprox", "dm_fedadam", "dm_ensemble"), 0),
         "local_only": budget + size * n_test,
         "centralised": budget + size * n_test,
     }
     baselines = sum(cost[name] for name in config.evaluation.baselines) if n_test else 0
     # Other prompts at each milestone. A client that chooses others than the tuned set asks with those too.
     evaluation = size * n_test * (1 + len(config.budget.milestones))
-    return {"tuning": budget, "evaluation": evaluation, "baselines": baselines}
+    taught = config.distillation.max_fm_calls
+    return {
+        "tuning": budget,
+        **({"distillation": taught} if taught else {}),
+        "evaluation": evaluation,
+        "baselines": baselines,
+    }
 
 
 class Simulation(Conductor):
@@ -287,6 +330,7 @@ class Simulation(Conductor):
                 folder=self.folder.joinpath(*own) if self.folder else None,
                 history=f"history/{fleet}",
                 noise_key=simulated_key(self.config.seed, d.client_id),
+                domain_model=kinds_of(self.config).get(d.client_id, self.config.domain_model.kind),
             )
         return clients
 

@@ -53,9 +53,17 @@ def client_command(
             help="Labelled texts kept out of tuning, to measure on; without them this client is not measured.",
         ),
     ] = None,
+    unlabelled: Annotated[
+        Path | None,
+        typer.Option("--unlabelled", help="More texts of this client, without labels, for the FM to teach from."),
+    ] = None,
     fm: Annotated[str, typer.Option("--fm", help="Foundation model that may read the texts, KIND:NAME.")] = (
         "embedded:smollm2-135m-instruct"
     ),
+    domain_model: Annotated[
+        str,
+        typer.Option("--domain-model", help="Kind of the small model that is trained here (docs/domain-models.md)."),
+    ] = "linear",
     encoder: Annotated[
         str, typer.Option("--encoder", help="Sentence encoder of the domain model; the same at all clients.")
     ] = "all-minilm-l6-v2",
@@ -120,6 +128,8 @@ def client_command(
         cache=cache,
         index=index,
         policy=policy,
+        unlabelled=unlabelled,
+        domain_model=domain_model,
     )
 
 

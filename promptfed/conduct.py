@@ -19,7 +19,8 @@ from clients.data import read_texts
 from evaluators import answers, metrics
 from promptfed.config import Config
 from promptfed.errors import CapabilityError, ConfigError, RunError, UserError
-from promptfed.federation.evaluation import adopt, evaluate, fedavg_heads, fit_stack, join, offers, summarise
+from promptfed.federation.averaging import Rule, averaged, ensemble
+from promptfed.federation.evaluation import adopt, evaluate, fit_stack, join, offers, summarise
 from promptfed.federation.events import EventLog, Listener
 from promptfed.federation.server import Limits, Server
 from promptfed.files import write_whole
@@ -32,6 +33,7 @@ from promptfed.registry import methods_for
 from promptfed.report.build import build_report
 from promptfed.strategies.base import Federation, Reading, Strategy, needs_of
 from promptfed.strategies.baselines import Centralised, ManualFewShot, each_alone, manual_prompt, zero_shot_prompt
+from promptfed.strategies.distillation import distil
 from promptfed.types import SoftSpace, satisfies
 
 SCHEMA_VERSION = 1
@@ -39,6 +41,7 @@ TUNING: Final = "tuning"
 # The arms that every run measures, in this order: those that share prompts share FM calls.
 TUNED_ARMS = ("fm", "fm_pooled", "fm_single", "fm_personal", "fm_dm", "dm_local")
 READ_ARMS = ("fm", "fm_pooled", "fm_single", "fm_single_pooled", "fm_personal")
+AVERAGES: Mapping[str, Rule] = {"dm_fedavg": "fedavg", "dm_fedprox": "fedprox", "dm_fedadam": "fedadam"}
 # Without labels nothing is calibrated, and there are no domain models.
 ANSWER_ARMS = ("fm", "fm_single")
 # Texts a client that calibrate the hand-written prompt: as many as the tuned prompts typically get.
@@ -103,6 +106,7 @@ class Conductor(ABC):
         self.events = EventLog(folder / "events.jsonl" if folder else None, tuple(listeners))
         self._arms: dict[str, dict[str, Evaluated]] = {}
         self._readings: list[tuple[Reading, dict[str, Any]]] = []
+        self._kinds: dict[str, str] = {}
         self._choices: dict[str, int] = {}
         self._alone_releases: list[Mapping[str, Any]] = []
 
@@ -182,7 +186,9 @@ class Conductor(ABC):
         self.check_joined(joined)
         n_test = {c: j.n_test for c, j in joined.items()}
         n_train = {c: j.n_train for c, j in sorted(joined.items())}
-        federation = self._federation(n_train, next(iter(joined.values())).soft_space)
+        n_unlabelled = {c: j.n_unlabelled for c, j in sorted(joined.items())}
+        self._kinds = {c: j.domain_model for c, j in sorted(joined.items())}
+        federation = self._federation(n_train, n_unlabelled, next(iter(joined.values())).soft_space)
 
         def welcome(client: str, newcomer: Joined) -> None:
             try:
@@ -192,6 +198,7 @@ class Conductor(ABC):
                 self.events.add("turned_away", {"client": client, "why": str(error)})
                 return
             n_train[client], n_test[client] = newcomer.n_train, newcomer.n_test
+            n_unlabelled[client], self._kinds[client] = newcomer.n_unlabelled, newcomer.domain_model
             joined[client] = newcomer
 
         self._check_budget(federation, any(n_test.values()))
@@ -204,6 +211,16 @@ class Conductor(ABC):
             raise RunError(f"method {self.method.name!r} came to an end without a reading: it has to end with conclude")
         reading = self._readings[-1][0]
         prompts = {c: reading.of(c).prompt for c in federation.clients}
+        teaching = self.config.distillation
+        if teaching.max_fm_calls:
+            lesson = distil(
+                federation,
+                {c: reading.of(c).single for c in federation.clients},  # three times the texts for as many calls
+                teaching.max_fm_calls,
+                temperature=teaching.temperature,
+                min_confidence=teaching.min_confidence,
+            )
+            await server.drive(lesson, "distillation", teaching.max_fm_calls)
         stack = (1.0, 0.0)
         if federation.labels:
             stack = await server.drive(fit_stack(prompts), "tuning", 0)
@@ -242,7 +259,8 @@ class Conductor(ABC):
         stack: tuple[float, float],
         n_test: Mapping[str, int],
     ) -> None:
-        for arm in TUNED_ARMS if self.task.labels else ANSWER_ARMS:
+        distilled = ("dm_distilled",) if self.config.distillation.max_fm_calls else ()
+        for arm in (*TUNED_ARMS, *distilled) if self.task.labels else ANSWER_ARMS:
             tasks = self._tasks(arm, reading, offered, stack=stack if arm == "fm_dm" else ())
             await self._measure_each(server, tasks, n_test, "evaluation")
 
@@ -262,7 +280,7 @@ class Conductor(ABC):
         tasks = {}
         for client in self.client_ids:
             mine = reading.of(client)
-            prompt = None if arm == "dm_local" else mine.single if arm.startswith("fm_single") else mine.prompt
+            prompt = None if arm.startswith("dm_") else mine.single if arm.startswith("fm_single") else mine.prompt
             tasks[client] = Evaluate(
                 arm=arm + at,
                 prompt=prompt,
@@ -305,10 +323,15 @@ class Conductor(ABC):
                 as_it_is = _raw(federation, replace(tuned.prompts[0], readout=()))
                 await self._measure(server, name, as_it_is, n_test)
                 await self._measure(server, f"{name}_calibrated", tuned, n_test)
-            elif name == "dm_fedavg":
-                head = await server.drive(fedavg_heads(list(federation.clients)), "baselines", 0)
-                task = Evaluate(arm=name, head=head)
+            elif name == "dm_ensemble":
+                public = ensemble(list(federation.clients), len(federation.labels), federation.public)
+                lessons = await server.drive(public, "baselines", 0)
+                task = Evaluate(arm=name, lessons=lessons)
                 await self._measure_each(server, dict.fromkeys(self.client_ids, task), n_test)
+            elif name in AVERAGES:
+                parameters = await server.drive(averaged(self._kinds, AVERAGES[name]), "baselines", 0)
+                tasks = {c: Evaluate(arm=name, parameters=mine) for c, mine in parameters.items()}
+                await self._measure_each(server, tasks, n_test)
             else:
                 await self._local_only(server, federation, n_test)
 
@@ -330,7 +353,9 @@ class Conductor(ABC):
         end = f"@{milestone}"
         return summarise({a.removesuffix(end): m for a, m in self._arms.items() if a.endswith(end)})
 
-    def _federation(self, n_train: Mapping[str, int], soft_space: SoftSpace | None) -> Federation:
+    def _federation(
+        self, n_train: Mapping[str, int], n_unlabelled: Mapping[str, int], soft_space: SoftSpace | None
+    ) -> Federation:
         config = self.config
         return Federation(
             clients=n_train,
@@ -342,6 +367,7 @@ class Conductor(ABC):
             max_prompts=config.method.max_prompts,
             seed=config.seed,
             milestones=config.budget.milestones,
+            unlabelled=n_unlabelled,
             soft_space=soft_space,
             log=self.events.add,
             read=self._read,

@@ -27,14 +27,20 @@ class ClientFiles(_Section):
     id: str = Field(min_length=1)
     train: Path
     test: Path | None = None
+    unlabelled: Path | None = None
+    domain_model: str | None = None
 
 
 class Data(_Section):
-    """``[data]``: where the texts are and what the columns are called."""
+    """``[data]``: where the texts are and what the columns are called. ``unlabelled`` texts are the clients' own,
+    without a label; with ``max_labels``, no client has more training texts with a label, and its others are unlabelled
+    too."""
 
     train: Path | None = None
     test: Path | None = None
     public: Path | None = None
+    unlabelled: Path | None = None
+    max_labels: int | None = Field(ge=1, default=None)
     client_column: str = "client"
     text_column: str = "text"
     label_column: str = "label"
@@ -71,6 +77,23 @@ class Encoder(_Section):
     """``[encoder]``: what the domain models read texts with."""
 
     name: str = "all-minilm-l6-v2"
+
+
+class DomainModels(_Section):
+    """``[domain_model]``: of which kind the clients' domain models are,
+    and which clients have another."""
+
+    kind: str = "linear"
+    by_client: dict[str, str] = {}
+
+
+class Distillation(_Section):
+    """``[distillation]``: after tuning, the FM teaches the domain models with at most ``max_fm_calls`` calls. Its
+    log-odds are divided by ``temperature``; a text that it is less sure of than ``min_confidence`` is left out."""
+
+    max_fm_calls: int = Field(ge=0, default=0)
+    temperature: float = Field(gt=0, default=1.0)
+    min_confidence: float = Field(ge=0, le=1, default=0.0)
 
 
 class Method(_Section):
@@ -123,7 +146,16 @@ class Network(_Section):
     wait_s: float = Field(gt=0, default=600.0)
 
 
-Baseline = Literal["zero_shot", "manual_few_shot", "local_only", "dm_fedavg", "centralised"]
+Baseline = Literal[
+    "zero_shot",
+    "manual_few_shot",
+    "local_only",
+    "dm_fedavg",
+    "dm_fedprox",
+    "dm_fedadam",
+    "dm_ensemble",
+    "centralised",
+]
 
 
 class Evaluation(_Section):
@@ -143,7 +175,9 @@ class Config(_Section):
     task: Task = Task()
     fm: FM = FM()
     encoder: Encoder = Encoder()
+    domain_model: DomainModels = DomainModels()
     method: Method = Method()
+    distillation: Distillation = Distillation()
     budget: Budget = Budget()
     rounds: Rounds = Rounds()
     network: Network | None = None
@@ -155,8 +189,10 @@ class Config(_Section):
             return self._over_a_network(self.network)
         if (self.data.train is None) == (not self.clients):
             raise ValueError("give either data.train or [[clients]] with a train file each")
-        if self.clients and (self.data.test or self.partition):
-            raise ValueError("data.test and [partition] go with data.train, not with [[clients]]")
+        if self.clients and (self.data.test or self.data.unlabelled or self.partition):
+            raise ValueError("data.test, data.unlabelled and [partition] go with data.train, not with [[clients]]")
+        if self.partition is not None and self.data.unlabelled:
+            raise ValueError("[partition] deals texts out by label, and data.unlabelled has none: use data.max_labels")
         ids = [c.id for c in self.clients]
         if len(set(ids)) != len(ids):
             raise ValueError("two [[clients]] have the same id")
@@ -166,10 +202,16 @@ class Config(_Section):
         return self
 
     def _over_a_network(self, network: Network) -> Config:
-        if self.data.train or self.data.test or self.clients or self.partition:
+        data = self.data
+        if data.train or data.test or data.unlabelled or data.max_labels or self.clients or self.partition:
             raise ValueError(
-                "with [network] the texts are at the clients: "
-                "leave out data.train, data.test, [[clients]] and [partition]"
+                "with [network] the texts are at the clients: leave out data.train, data.test, data.unlabelled, "
+                "data.max_labels, [[clients]] and [partition]"
+            )
+        if self.domain_model != DomainModels():
+            raise ValueError(
+                "with [network] each client names its domain model (promptfed client --domain-model): leave out "
+                "[domain_model]"
             )
         if (self.fm, self.encoder) != (FM(), Encoder()):
             raise ValueError(
@@ -204,8 +246,12 @@ class Config(_Section):
             )
         if self.partition is not None:
             raise ValueError("[partition] deals texts out by label, and task.kind = 'generation' has none")
-        if "dm_fedavg" in self.evaluation.baselines:
-            raise ValueError("evaluation.baselines has dm_fedavg: with task.kind = 'generation' no small model answers")
+        if small := [name for name in self.evaluation.baselines if name.startswith("dm_")]:
+            raise ValueError(
+                f"evaluation.baselines has {small[0]}: with task.kind = 'generation' no small model answers"
+            )
+        if self.distillation.max_fm_calls:
+            raise ValueError("[distillation] teaches small models, and with task.kind = 'generation' there are none")
         if "manual_few_shot" in self.evaluation.baselines and self.evaluation.manual_prompt is None:
             raise ValueError(
                 "evaluation.baselines has manual_few_shot, but there is no hand-written prompt for task.kind = "
@@ -325,9 +371,14 @@ def _rebased(config: Config, base: Path) -> Config:
     def absolute(path: Path | None) -> Path | None:
         return None if path is None else (base / path.expanduser()).resolve()
 
-    data = config.data.model_copy(update={k: absolute(getattr(config.data, k)) for k in ("train", "test", "public")})
+    data = config.data.model_copy(
+        update={k: absolute(getattr(config.data, k)) for k in ("train", "test", "public", "unlabelled")}
+    )
     fm = config.fm.model_copy(update={k: absolute(getattr(config.fm, k)) for k in ("prices", "cache")})
-    clients = tuple(c.model_copy(update={"train": absolute(c.train), "test": absolute(c.test)}) for c in config.clients)
+    clients = tuple(
+        c.model_copy(update={k: absolute(getattr(c, k)) for k in ("train", "test", "unlabelled")})
+        for c in config.clients
+    )
     network = config.network
     if network is not None:
         files: dict[str, Any] = {k: absolute(getattr(network, k)) for k in ("certificate", "private_key")}

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from promptfed.types import FMResponse
 
-Phase = Literal["tuning", "evaluation", "baselines"]
-PHASES: tuple[Phase, ...] = ("tuning", "evaluation", "baselines")
+Phase = Literal["tuning", "distillation", "evaluation", "baselines"]
+PHASES: tuple[Phase, ...] = ("tuning", "distillation", "evaluation", "baselines")
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -111,4 +111,5 @@ class Ledger:
                 },
             }
             for phase in PHASES
+            if phase != "distillation" or any(booked == phase for booked, _ in self._accounts)
         }

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
-from clients.data import Rows, read_rows
+from clients.data import Rows, read_rows, read_texts
 from clients.host import ClientHost
 from promptfed.federation.flower.node import serve_node
 from promptfed.folder import claimed
@@ -35,9 +35,12 @@ def join_federation(
     cache: Path | None = None,
     index: Path | None = None,
     policy: Policy | None = None,
+    unlabelled: Path | None = None,
+    domain_model: str = "linear",
 ) -> None:
-    """Serve ``server``'s runs with the texts of ``train`` and ``test`` until stopped. ``columns``: text and label. With
-    an ``index``, answer searches of it as far as ``policy`` lets them.
+    """Serve ``server``'s runs with the texts of ``train`` and ``test`` until stopped. ``columns``: text and label. The
+    FM may tell the domain model what ``unlabelled`` texts are about. With an ``index``, answer searches of it as far as
+    ``policy`` lets them.
 
     Raises `DataError` and `ConfigError` before anything is connected, and `ConfigError` if the server refuses the key.
     """
@@ -49,6 +52,7 @@ def join_federation(
         return read_rows(path, client_column="", text_column=text_column, label_column=label_column, client=client_id)
 
     training, held_out = rows(train), rows(test)
+    besides = read_texts(unlabelled, text_column=text_column) if unlabelled is not None else []
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder):
         model = load_fm(fm, prices=prices, cache=cache)
@@ -57,7 +61,17 @@ def join_federation(
         if index is not None:
             owner = IndexOwner(client_id, LocalIndex.open(index, reader), policy, folder=folder / "index")
             owner.prepare()
-        host = ClientHost(client_id, training, held_out, model, reader, folder, owner)
+        host = ClientHost(
+            client_id,
+            training,
+            held_out,
+            model,
+            reader,
+            folder,
+            owner,
+            unlabelled=besides,
+            domain_model=domain_model,
+        )
         host.warm_up()
         log.info("%s: %s is ready; connecting to %s", client_id, fm, server)
         asyncio.run(

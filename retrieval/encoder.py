@@ -79,6 +79,34 @@ class SentenceEncoder:
         return self._model
 
 
+class DividedEncoder:
+    """Reads a client's ``private`` texts with one encoder and all others, which are public, with another, so that
+    clients of a simulation may share what the second remembers."""
+
+    def __init__(self, private: Sequence[str], own: Encoder, public: Encoder) -> None:
+        self._private, self._own, self._public = frozenset(private), own, public
+
+    @property
+    def encoder_id(self) -> str:
+        return self._own.encoder_id
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Unit vectors, shape (n, dimension)."""
+        is_own = np.array([text in self._private for text in texts], dtype=bool)
+        if is_own.all() or not len(is_own):
+            return self._own.encode(texts)
+        if not is_own.any():
+            return self._public.encode(texts)
+        parts = {
+            own: encoder.encode([t for t, mine in zip(texts, is_own, strict=True) if mine == own])
+            for own, encoder in ((True, self._own), (False, self._public))
+        }
+        vectors = np.zeros((len(texts), parts[True].shape[1]))
+        for own, part in parts.items():
+            vectors[is_own == own] = part
+        return vectors
+
+
 class RememberingEncoder:
     """Keeps the vectors of one client's texts in that client's memory, so a text is encoded once."""
 

@@ -1,4 +1,4 @@
-"""Rounds that are not tuning: joining, adopting the tuned prompt, FedAvg of heads, and measuring arms."""
+"""Rounds that are not tuning: joining, adopting the tuned prompt, and measuring arms."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from promptfed.messages import (
     Choice,
     Evaluate,
     Evaluated,
-    FitHead,
-    Head,
     Join,
     Joined,
     MomentSums,
@@ -35,7 +33,6 @@ from promptfed.strategies.base import Federation, Reading, Round, Steps, candida
 from promptfed.strategies.exchanges import picked
 from promptfed.strategies.session import sum_newton_parts
 
-FEDAVG_ROUNDS = 10
 HALVES: tuple[Literal[0], Literal[1]] = (0, 1)
 # What a domain model's calibrated logits are worth beside the FM's, before anything is known: both make the same
 # mistakes on hard texts, so they don't count in full.
@@ -107,20 +104,6 @@ def adopt(
     replies = yield Round(name="adopt", tasks=tasks)
     counts = Counter(r.body.choice for r in replies.values() if isinstance(r.body, Adopted))
     return {choice: counts[choice] for choice in get_args(Choice)}
-
-
-def fedavg_heads(clients: Sequence[str]) -> Steps[tuple[float, ...]]:
-    """Federated averaging of the domain models' heads, weighted by texts (McMahan et al., AISTATS 2017, alg. 1)."""
-    head: tuple[float, ...] = ()
-    for _ in range(FEDAVG_ROUNDS):
-        replies = yield Round(name="fedavg", tasks=dict.fromkeys(clients, FitHead(head=head)))
-        parts = [r.body for r in replies.values() if isinstance(r.body, Head) and r.body.n]
-        sizes = {len(head)} if head else {len(p.weights) for p in parts}
-        parts = [p for p in parts if len(p.weights) == min(sizes, default=0)]
-        if not parts:
-            raise RunError("no client returned a head")
-        head = tuple(np.average([p.weights for p in parts], axis=0, weights=[p.n for p in parts]).tolist())
-    return head
 
 
 def evaluate(

@@ -150,23 +150,63 @@ class Adopt(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FitHead(Message):
-    """One FedAvg round of the domain models' linear heads. Empty ``head``: start from zero."""
+class Train(Message):
+    """Train your domain model for a few steps, from these ``parameters`` or, if they are empty, from where it starts;
+    ``proximal`` holds it to them. The model that you use stays as it is."""
 
-    head: tuple[float, ...]
-    kind: Literal["fit_head"] = "fit_head"
+    parameters: tuple[float, ...]
+    proximal: float = 0.0
+    kind: Literal["train"] = "train"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lessons(Message):
+    """Public or FM-written ``texts`` with the probability of each label, in 255ths, row by row: what others' models, or
+    the FM, say of them."""
+
+    texts: tuple[str, ...]
+    shares: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teach(Message):
+    """Ask the FM about these public texts with ``prompt``, and say what it says under the pooled calibration. Costs a
+    call a text and prompt."""
+
+    prompt: PromptSet
+    texts: tuple[str, ...]
+    kind: Literal["teach"] = "teach"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distil(Message):
+    """Ask the FM about your unlabelled texts [0, stop) with ``prompt``, and let your domain model learn what it says,
+    beside your labelled texts and ``lessons``; from now on, this is your domain model. Without ``prompt``, of the
+    lessons alone.
+
+    The FM's calibrated log-odds are divided by ``temperature``; a text that it is less sure of than
+    ``min_confidence`` is left out.
+    """
+
+    prompt: PromptSet | None
+    stop: Count
+    lessons: Lessons | None = None
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
+    kind: Literal["distil"] = "distil"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate(Message):
-    """Measure one arm on your held-out texts. ``prompt``, ``stack``, ``head`` and ``offer`` where the arm needs them;
-    with ``stop``, the client's own calibration is fitted on its texts [0, stop) only, as it could have been at the
-    time."""
+    """Measure one arm on your held-out texts. ``prompt``, ``stack``, ``parameters``, ``lessons`` and ``offer`` where
+    the arm needs them; with ``stop``, the client's own calibration is fitted on its texts [0, stop) only, as it could
+    have been at the time."""
 
     arm: str
     prompt: PromptSet | None = None
     stack: tuple[float, ...] = ()
-    head: tuple[float, ...] = ()
+    parameters: tuple[float, ...] = ()
+    lessons: Lessons | None = None
     stop: int | None = None
     offer: Offer | None = None
     kind: Literal["evaluate"] = "evaluate"
@@ -178,7 +218,8 @@ class Evaluate(Message):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined(Message):
     """``fm`` is the id of the foundation model that the client asks, ``capabilities`` what that can do; ``encoder`` is
-    what its domain model reads with, ``soft_space`` where soft prompts live, if the model takes any."""
+    what its domain model, of kind ``domain_model``, reads with; ``soft_space`` is where soft prompts live, if the model
+    takes any."""
 
     fm: str
     encoder: str
@@ -187,6 +228,8 @@ class Joined(Message):
     n_test: Count
     labels: tuple[str, ...]
     n_dropped: Count
+    n_unlabelled: Count = 0
+    domain_model: str = ""
     soft_space: SoftSpace | None = None
     kind: Literal["joined"] = "joined"
 
@@ -286,12 +329,26 @@ class Adopted(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Head(Message):
-    """Flat weights of a linear head, and how many texts it was fitted on."""
+class Trained(Message):
+    """A domain model's flat parameters, and how many texts it was trained on. None of a kind that has none."""
 
     n: Count
-    weights: tuple[float, ...]
-    kind: Literal["head"] = "head"
+    parameters: tuple[float, ...]
+    kind: Literal["trained"] = "trained"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distilled(Message):
+    """How many lessons there were in all, the client's own unlabelled texts among them; and over ``n`` labelled texts,
+    each seen by a model that it was not learned from, the sum of scores (1 - Brier/2, higher is better) before and
+    after, and of the squared differences."""
+
+    n_lessons: Count
+    n: Count
+    before: float
+    after: float
+    diff_sq: float
+    kind: Literal["distilled"] = "distilled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,9 @@ TaskBody = (
     | core.Newton
     | core.Stack
     | core.Adopt
-    | core.FitHead
+    | core.Train
+    | core.Teach
+    | core.Distil
     | core.Evaluate
     | methods.TaskBody
     | retrieval.TaskBody
@@ -45,7 +47,8 @@ ReplyBody = (
     | core.MomentSums
     | core.NewtonPart
     | core.Adopted
-    | core.Head
+    | core.Trained
+    | core.Distilled
     | core.Evaluated
     | core.Failed
     | methods.ReplyBody

@@ -92,6 +92,8 @@ class Federation:
     Without ``labels`` the task is generation: prompts have no label words (`PromptTemplate`), a score is the token F1
     of the answer, and there are no domain models to vote and nothing to calibrate.
 
+    ``unlabelled`` are the numbers of texts that the clients hold besides, without a label.
+
     ``milestones`` are smaller budgets, ascending, at which the run is read too: ``read`` is told.
     """
 
@@ -104,6 +106,7 @@ class Federation:
     max_prompts: int
     seed: int
     milestones: tuple[int, ...] = ()
+    unlabelled: Mapping[str, int] = field(default_factory=dict)
     soft_space: SoftSpace | None = None
     log: Callable[[str, Mapping[str, Any]], None] = lambda _kind, _data: None
     read: Callable[[Reading], None] = lambda _reading: None

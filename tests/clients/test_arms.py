@@ -9,7 +9,8 @@ from scipy.special import softmax
 from clients.arms import ARMS, RAW, Arms
 from clients.client import Client
 from clients.data import ClientData, Labelled
-from clients.domain import LinearHead, smoothed
+from clients.domain_models.base import smoothed
+from clients.domain_models.linear import LinearHead
 from promptfed.errors import RunError, UnknownNameError
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clients.domain import PENALTY, LinearHead
 
 from clients.client import Client
 from clients.data import ClientData, Labelled
+from clients.domain_models.linear import PENALTY, LinearHead
 from clients.scores import brier_score
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.fm.base import BaseFM

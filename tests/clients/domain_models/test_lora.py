@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clients.data import read_rows
 from clients.domain_models import lora
 from clients.domain_models.lora import LoRADomainModel
 from promptfed.types import DomainModel
 from tests.contracts.domain_model import DomainModelContract, encoder
 from tests.support import sentences
 
+DEMO = Path(__file__).parents[3] / "examples" / "sentiment5"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -54,19 +56,16 @@ def test_the_low_rank_matrices_are_trained_too(tiny_llama: Path) -> None:
 @pytest.mark.model
 @pytest.mark.timeout(600)
 def test_the_packaged_model_learns_from_a_few_reviews() -> None:
-    texts = [
-        "I love it.",
-        "Terrible, a waste of money.",
-        "Wonderful!",
-        "It broke at once.",
-        "Great fun.",
-        "Dull and slow.",
-    ]
-    labels = [1, 0, 1, 0, 1, 0]
-    model = LoRADomainModel(encoder(), 2).fit(texts, np.eye(2)[labels])
+    columns = {"client_column": "client", "text_column": "text", "label_column": "label"}
+    rows = [(text, label) for _, text, label in read_rows(DEMO / "train.csv.gz", **columns)]
+    names = sorted({label for _, label in rows})
+    # The shortest of each label take a minute: 32 to learn from, 48 to tell.
+    by_label = [sorted((text for text, label in rows if label == name), key=len)[:40] for name in names]
+    train, held_out = ([texts[i] for i in range(*which) for texts in by_label] for which in ((0, 16), (16, 40)))
+    model = LoRADomainModel(encoder(), 2).fit(train, np.tile(np.eye(2), (16, 1)))
 
-    proba = model.predict_proba(["What a great film.", "I hate this product."])
+    right = model.predict_proba(held_out).argmax(axis=1) == np.tile([0, 1], 24)
 
-    assert proba.argmax(axis=1).tolist() == [1, 0]
+    assert right.mean() >= 0.7
     assert 30_000 < len(model.parameters) < 100_000
     lora._shared.cache_clear()

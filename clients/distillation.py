@@ -1,0 +1,132 @@
+"""What a domain model learns beside the client's labelled texts: soft labels of the foundation model and of other
+clients' models (Hinton et al., arXiv 1503.02531; among clients, Li & Wang, FedMD, arXiv 1910.03581).
+
+The client's unlabelled texts go to its FM only; what leaves of them is how many there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import softmax
+
+from clients.scores import brier_score
+from promptfed.errors import RunError
+from promptfed.messages import Distil, Distilled, Lessons, Teach, Votes
+from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.calibration import Calibration, batch_calibration
+from promptfed.types import DomainModel, FloatArray
+
+if TYPE_CHECKING:
+    from clients.client import Client
+
+# A soft label counts as so much of a text with a label.
+LESSON_WEIGHT = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taught:
+    """Texts with soft targets (n, K); a row sums to what the text counts."""
+
+    texts: tuple[str, ...] = field(repr=False)
+    targets: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __add__(self, other: Taught) -> Taught:
+        return Taught(texts=self.texts + other.texts, targets=np.concatenate([self.targets, other.targets]))
+
+
+def nothing(n_labels: int) -> Taught:
+    return Taught(texts=(), targets=np.zeros((0, n_labels)))
+
+
+def from_others(lessons: Lessons, n_labels: int) -> Taught:
+    """Raises `RunError` where the lessons are of other labels than the client's."""
+    if len(lessons.shares) != len(lessons.texts) * n_labels:
+        raise RunError(
+            f"{len(lessons.shares)} shares for {len(lessons.texts)} texts do not fit this client's {n_labels} labels"
+        )
+    shares = np.frombuffer(lessons.shares, dtype=np.uint8).reshape(-1, n_labels).astype(float)
+    total = np.maximum(shares.sum(axis=1, keepdims=True), 1.0)
+    return Taught(texts=lessons.texts, targets=LESSON_WEIGHT * shares / total)
+
+
+def learned(make: Callable[[], DomainModel], texts: Sequence[str], targets: FloatArray, taught: Taught) -> DomainModel:
+    """A model of labelled texts and lessons."""
+    return make().fit([*texts, *taught.texts], np.concatenate([targets, taught.targets]))
+
+
+async def teach(client: Client, task: Teach) -> Votes:
+    """What the FM says of public texts under the pooled calibration, which is for balanced labels."""
+    proba, failed = await _said(client, task.prompt, task.texts, pooled_of(task.prompt))
+    proba[failed] = 1.0 / proba.shape[1]
+    return Votes(n_labels=proba.shape[1], shares=np.rint(proba * 255).astype(np.uint8).tobytes())
+
+
+async def lessons_of(client: Client, task: Distil) -> Taught:
+    """What the client's domain model is to learn by ``task``, FM calls made."""
+    n_labels = len(client.labels)
+    taught = from_others(task.lessons, n_labels) if task.lessons is not None else nothing(n_labels)
+    texts = client.data.unlabelled[: task.stop]
+    if task.prompt is None or not texts:
+        return taught
+    store = client.unlabelled
+    await store.ask(client.fm, task.prompt.prompts, len(texts))
+    scores, _, rows = store.get(task.prompt.prompts, len(texts))
+    kept, targets = soft_labels(scores, _teacher(client, task.prompt, scores), task.temperature, task.min_confidence)
+    kept &= ~store.failed(task.prompt.prompts)[rows]
+    mine = Taught(texts=tuple(texts[i] for i in rows[kept]), targets=LESSON_WEIGHT * targets[kept])
+    return taught + mine
+
+
+def soft_labels(
+    scores: FloatArray, calibration: Calibration, temperature: float, min_confidence: float
+) -> tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], FloatArray]:
+    """Which texts the teacher is sure enough of (n,), judged before the temperature, and the targets (n, K).
+
+    ``scores`` (n, J, K) of the prompts that ``calibration`` is for.
+    """
+    logits = calibration.logits(scores)
+    sure = softmax(logits, axis=1).max(axis=1) >= min_confidence
+    return np.asarray(sure), np.asarray(softmax(logits / temperature, axis=1))
+
+
+def pooled_of(prompt: PromptSet) -> Calibration:
+    return Calibration(weights=prompt.weights, bias=prompt.bias)
+
+
+def _teacher(client: Client, prompt: PromptSet, scores: FloatArray) -> Calibration:
+    """The client's own calibration; where it has no labelled text, one that needs none."""
+    if len(client.data.train):
+        return client.arms.calibrate(prompt)
+    return batch_calibration(scores)
+
+
+def judged(before: FloatArray, after: FloatArray, labels: np.ndarray, n_lessons: int) -> Distilled:
+    """The sums that leave, of two models' probabilities (n, K) of labelled texts that they did not see."""
+    old, new = brier_score(before, labels), brier_score(after, labels)
+    return Distilled(
+        n_lessons=n_lessons,
+        n=len(labels),
+        before=float(old.sum()),
+        after=float(new.sum()),
+        diff_sq=float(((new - old) ** 2).sum()),
+    )
+
+
+async def _said(
+    client: Client, prompt: PromptSet, texts: Sequence[str], calibration: Calibration
+) -> tuple[FloatArray, np.ndarray]:
+    """Probabilities (n, K) of texts, and which of them the FM failed on (n,)."""
+    requests = [request for p in prompt.prompts for request in p.requests(texts)]
+    answers = await client.fm.complete(requests)
+    n = len(texts)
+    scores = [p.label_scores(answers[i * n : (i + 1) * n]) for i, p in enumerate(prompt.prompts)]
+    failed = np.any([np.ma.getmaskarray(s).any(axis=1) for s in scores], axis=0)
+    proba = calibration.predict_proba(np.stack([np.asarray(s.data) for s in scores], axis=1))
+    return np.array(proba), failed

@@ -1,0 +1,103 @@
+"""A client's domain model: of which kind it is, what it has learned from, and what it says of texts that it was not
+fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from clients.data import ClientData
+from clients.distillation import Taught, nothing
+from clients.domain_models.base import Averageable, make_domain_model, out_of_fold, smoothed
+from promptfed.errors import RunError
+from promptfed.types import DomainModel, Encoder, FloatArray
+
+# Local steps of a round of averaging; of a linear model, iterations of L-BFGS.
+LOCAL_STEPS = 5
+
+
+class Student:
+    """A domain model that is fitted on lessons too, whatever texts it is given."""
+
+    def __init__(self, model: DomainModel, taught: Taught) -> None:
+        self._model, self._taught = model, taught
+
+    def fit(self, texts: Sequence[str], targets: FloatArray) -> DomainModel:
+        return self._model.fit([*texts, *self._taught.texts], np.concatenate([targets, self._taught.targets]))
+
+    def predict_proba(self, texts: Sequence[str]) -> FloatArray:
+        return self._model.predict_proba(texts)
+
+
+class Learning:
+    def __init__(self, kind: str, encoder: Encoder, data: ClientData, n_labels: int, seed: int) -> None:
+        self.kind, self._encoder, self._data, self._seed = kind, encoder, data, seed
+        self.targets = np.eye(n_labels)[data.train.labels]
+        self.taught = nothing(n_labels)
+
+    def make(self) -> DomainModel:
+        """An unfitted model of the client's kind; the same start at all clients."""
+        return make_domain_model(self.kind, self._encoder, self.targets.shape[1], seed=self._seed)
+
+    @cached_property
+    def own(self) -> DomainModel:
+        """Of the client's labelled texts alone."""
+        return self.make().fit(self._data.train.texts, self.targets)
+
+    @cached_property
+    def model(self) -> DomainModel:
+        """The domain model in use: of labelled texts and lessons."""
+        return self._student(self.taught).fit(self._data.train.texts, self.targets) if len(self.taught) else self.own
+
+    @cached_property
+    def held_out(self) -> FloatArray:
+        """The log-probabilities (n, K) of each labelled text by a model that did not see it."""
+        return smoothed(self._held_out(self.taught))
+
+    def learn(self, taught: Taught) -> tuple[FloatArray, FloatArray]:
+        """Take ``taught`` for what there is to learn beside the labelled texts. Returns probabilities (n, K) of the
+        labelled texts, each by a model that did not see it: before, and after."""
+        before = np.exp(self.held_out)
+        self.taught = taught
+        for name in ("model", "held_out"):
+            self.__dict__.pop(name, None)
+        return before, np.exp(self.held_out)
+
+    def of(self, taught: Taught) -> DomainModel:
+        """A model of the labelled texts and ``taught``, which is not kept."""
+        return self._student(taught).fit(self._data.train.texts, self.targets)
+
+    def trained(self, parameters: Sequence[float], proximal: float) -> FloatArray:
+        """Parameters after some local steps from ``parameters``, or from the start where there are none; none of a
+        kind that has none."""
+        model = self.make()
+        if not isinstance(model, Averageable):
+            return np.zeros(0)
+        if parameters:
+            model.parameters = self._fitting(model, parameters)
+        return model.trained(self._data.train.texts, self.targets, n_steps=LOCAL_STEPS, proximal=proximal)
+
+    def with_parameters(self, parameters: Sequence[float]) -> DomainModel:
+        """A model with averaged parameters; the client's own where its kind has none."""
+        model = self.make()
+        if not isinstance(model, Averageable):
+            return self.own
+        model.parameters = self._fitting(model, parameters)
+        return model
+
+    def _student(self, taught: Taught) -> Student:
+        return Student(self.make(), taught)
+
+    def _held_out(self, taught: Taught) -> FloatArray:
+        return out_of_fold(lambda: self._student(taught), self._data.train.texts, self.targets)
+
+    def _fitting(self, model: Averageable, parameters: Sequence[float]) -> FloatArray:
+        flat = np.array(parameters)
+        if flat.shape != model.parameters.shape:
+            raise RunError(
+                f"{len(flat)} parameters for a domain model of kind {self.kind!r} that has {model.parameters.size}: do "
+                "all clients have the same labels and encoder?"
+            )
+        return flat
