@@ -218,12 +218,12 @@ def merging(args: argparse.Namespace) -> dict[str, Any]:
     two = federation(indices(rows, mixed), policy)
     base = gain(central_hits)
     for name, merge in {"score": by_score, "cori": cori, "rank": by_rank}.items():
-        for again in (False, True):
-            more = {"cross_encoder": ReadAgain(minilm)} if again else {}
+        for n_read in (0, 3 * K, 10 * K, len(clients) * K):
+            more = {"cross_encoder": ReadAgain(minilm), "n_read": n_read} if n_read else {}
             it = FederatedRetriever(two, clients, minilm, send="text", merge=merge, deadline_s=3600, **more)
             hits = it.search(queries, K)
-            out["two_encoders"][name + (", read again" if again else "")] = ratio(gain(hits), base)
-            print(name, again, out["two_encoders"], file=sys.stderr, flush=True)
+            out["two_encoders"][name + (f", {n_read} read again" if n_read else "")] = ratio(gain(hits), base)
+            print(name, n_read, out["two_encoders"], file=sys.stderr, flush=True)
     return out
 
 

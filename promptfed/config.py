@@ -93,7 +93,7 @@ class Distillation(_Section):
 
     max_fm_calls: int = Field(ge=0, default=0)
     temperature: float = Field(gt=0, default=1.0)
-    min_confidence: float = Field(ge=0, le=1, default=0.0)
+    min_confidence: float = Field(ge=0, le=1, default=0.9)
 
 
 class Method(_Section):

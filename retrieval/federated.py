@@ -64,7 +64,8 @@ class FederatedRetriever:
     ``send``: queries leave as their vector or as their text; every owner that is asked sees them, and no other. With
     vectors all owners need the encoder of the asker. ``n_ask`` and ``coverage`` say how many owners a query is sent to
     (`retrieval.routing.chosen`); with neither, all. ``deadline_s`` bounds a whole search: what did not come by then is
-    left out. ``cross_encoder`` reads the best merged passages again and orders them anew.
+    left out. ``cross_encoder`` reads the best ``n_read`` merged passages again (three for one that is wanted, by
+    default) and orders them anew.
 
     Owners that share scores only have their hits named ``#NUMBER``, without a text; such hits are not read again by a
     cross-encoder, and stand after those that are.
@@ -84,6 +85,7 @@ class FederatedRetriever:
         coverage: float | None = None,
         merge: Merge | None = None,
         cross_encoder: CrossEncoder | None = None,
+        n_read: int | None = None,
         deadline_s: float = 10.0,
     ) -> None:
         if send == "vector" and mode != "dense":
@@ -96,7 +98,7 @@ class FederatedRetriever:
         self._router = router or CentroidRouter()
         self._n_ask, self._coverage = n_ask, coverage
         self._merge = merge or (by_score if mode == "dense" else cori)
-        self._cross_encoder, self._deadline_s = cross_encoder, deadline_s
+        self._cross_encoder, self._n_read, self._deadline_s = cross_encoder, n_read, deadline_s
         self._described: dict[str, Described] = {}
         self._rounds = itertools.count(1)
         self._n_silent: defaultdict[str, int] = defaultdict(int)  # exchanges in a row that it gave no answer to
@@ -191,7 +193,9 @@ class FederatedRetriever:
         )
 
     def _n_wanted(self, k: int) -> int:
-        return k * READ_AGAIN if self._cross_encoder is not None else k
+        if self._cross_encoder is None:
+            return k
+        return k * READ_AGAIN if self._n_read is None else max(self._n_read, k)
 
     def _unfit(self, owners: Sequence[str]) -> dict[str, str]:
         """Owners that could not read the query are told apart before they are sent it."""

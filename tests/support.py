@@ -16,6 +16,7 @@ import numpy as np
 
 from clients.client import Client
 from clients.data import ClientData, Labelled, scoring_order
+from clients.domain_models.base import Averageable
 from promptfed.federation.checkpoint import Checkpoint
 from promptfed.federation.events import EventLog
 from promptfed.federation.inprocess import InProcessTransport
@@ -258,3 +259,10 @@ def finish(steps: Steps[T], answer: Callable[[Round], Mapping[str, Reply]]) -> t
     except StopIteration as done:
         result: T = done.value
         return rounds, result
+
+
+def parameters_of(client: Client) -> FloatArray:
+    """Flat, of the client's domain model."""
+    model = client.domain.model
+    assert isinstance(model, Averageable)
+    return model.parameters

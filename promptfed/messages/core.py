@@ -190,9 +190,9 @@ class Distil(Message):
 
     prompt: PromptSet | None
     stop: Count
-    lessons: Lessons | None = None
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
+    lessons: Lessons | None
+    temperature: Annotated[float, Field(gt=0)]
+    min_confidence: Annotated[float, Field(ge=0, le=1)]
     kind: Literal["distil"] = "distil"
 
 

@@ -39,7 +39,7 @@ def distil(
     max_fm_calls: int,
     *,
     temperature: float = 1.0,
-    min_confidence: float = 0.0,
+    min_confidence: float = 0.9,
 ) -> Steps[Learned]:
     """Spend ``max_fm_calls`` at most on teaching. ``prompts``: what each client asks its FM with.
 

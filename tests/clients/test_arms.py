@@ -6,24 +6,26 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from clients.arms import ARMS, RAW, Arms
+from clients.arms import ARMS, DOMAIN, RAW, Arms
 from clients.client import Client
 from clients.data import ClientData, Labelled
+from clients.distillation import LESSON_WEIGHT
 from clients.domain_models.base import smoothed
 from clients.domain_models.linear import LinearHead
 from promptfed.errors import RunError, UnknownNameError
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
-from promptfed.messages import Evaluate
+from promptfed.messages import Evaluate, Lessons
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, fit
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import FloatArray
-from tests.support import LABELS, CountingFM, FailingFM, WordEncoder, client_data, wait_for
+from tests.support import LABELS, CountingFM, FailingFM, WordEncoder, client_data, parameters_of, wait_for
 
 P = PromptTemplate(text="It seems wonderful.\nLabel: positive\n\nText: {text}\nLabel:", words=LABELS)
 Q = PromptTemplate(text="It seems boring.\nLabel: negative\n\nText: {text}\nLabel:", words=LABELS)
 PAIR = PromptSet(labels=LABELS, prompts=(P, Q), weights=(0.7, 0.3), bias=(0.25, -0.25))
+LESSONS = Lessons(texts=("It seems superb.", "A stale plot."), shares=bytes([10, 245, 200, 55]))
 
 
 def mostly_cheerful() -> ClientData:
@@ -51,7 +53,9 @@ def predict(
     head: tuple[float, ...] = (),
     stack: tuple[float, ...] = (1.0, 0.5),
 ) -> FloatArray:
-    return wait_for(arms.predict(Evaluate(arm=arm, prompt=prompt, head=head, stack=stack), fm))[0]
+    return wait_for(arms.predict(Evaluate(arm=arm, prompt=prompt, parameters=head, stack=stack, lessons=LESSONS), fm))[
+        0
+    ]
 
 
 def test_the_pooled_arm_uses_the_calibration_of_the_prompt_set() -> None:
@@ -91,27 +95,38 @@ def test_the_domain_model_alone() -> None:
 
     got = predict(arms, fm, "dm_local", None)
 
-    assert got == pytest.approx(client.domain_model().predict_proba(client.data.test.texts))
+    assert got == pytest.approx(client.domain.model.predict_proba(client.data.test.texts))
     assert fm.n_calls == 0
 
 
 def test_the_averaged_head() -> None:
     arms, client, fm = scene()
-    head = client.domain_model().head.flat
-    assert head is not None
+    head = parameters_of(client)
 
     got = predict(arms, fm, "dm_fedavg", None, tuple(head))
 
     assert got == pytest.approx(LinearHead(2, head).predict_proba(WordEncoder().encode(client.data.test.texts)))
 
 
+def test_what_all_domain_models_vote_is_learned_beside_the_own_texts() -> None:
+    arms, client, fm = scene()
+
+    got = predict(arms, fm, "dm_ensemble", None)
+
+    texts = [*client.data.train.texts, *LESSONS.texts]
+    targets = np.vstack([np.eye(2)[client.data.train.labels], LESSON_WEIGHT * np.array([[10, 245], [200, 55]]) / 255])
+    by_hand = client.domain.make().fit(texts, targets)
+    assert got == pytest.approx(by_hand.predict_proba(client.data.test.texts))
+    assert client.domain.model is client.domain.own  # nothing is kept of it
+
+
 def test_fm_and_domain_model_are_weighed_together() -> None:
     arms, client, fm = scene()
     test = np.stack([np.asarray(fm.score_labels(p, client.data.test.texts)) for p in PAIR.prompts], axis=1)
-    domain = smoothed(client.domain_model().predict_proba(client.data.test.texts))
+    domain = smoothed(client.domain.model.predict_proba(client.data.test.texts))
     # The FM's calibration knows the label proportions, 16/22 and 6/22; the domain model's share of them is taken off.
     half = 0.5 * np.log(16 / 6)
-    own = arms.domain_calibration.logits(domain[:, None]) - np.array([-half, half])
+    own = arms.domain_calibration().logits(domain[:, None]) - np.array([-half, half])
 
     got = predict(arms, fm, "fm_dm", stack=(1.5, 0.25))
 
@@ -138,9 +153,9 @@ def test_a_client_s_part_in_weighing_is_the_slope_of_its_loss() -> None:
 
 def test_the_domain_model_in_the_weighing_has_not_seen_the_text() -> None:
     """One text with a label that no other text like it has: out of fold, the domain model can't know it."""
-    arms, client, _ = scene()
+    _, client, _ = scene()
 
-    held_out, fitted = arms._held_out, np.log(client.domain_model().predict_proba(client.data.train.texts))
+    held_out, fitted = client.domain.held_out, np.log(client.domain.model.predict_proba(client.data.train.texts))
 
     labels = client.data.train.labels
     rows = np.arange(len(labels))
@@ -168,8 +183,7 @@ def test_calls_are_one_a_text_and_prompt_and_are_made_once() -> None:
 @pytest.mark.parametrize("arm", sorted(ARMS))
 def test_every_arm_gives_probabilities_even_where_the_model_refuses(arm: str) -> None:
     arms, client, fm = scene(FailingFM())
-    head = client.domain_model().head.flat
-    assert head is not None
+    head = parameters_of(client)
 
     got = predict(arms, fm, arm, PAIR, tuple(head))
 
@@ -185,7 +199,7 @@ def test_an_arm_by_a_wrong_name() -> None:
         predict(arms, fm, "fm_poled")
 
 
-@pytest.mark.parametrize("arm", sorted(set(ARMS) - {"dm_local", "dm_fedavg"}))
+@pytest.mark.parametrize("arm", sorted(set(ARMS) - DOMAIN))
 def test_an_arm_without_the_prompt_that_it_needs(arm: str) -> None:
     arms, _, fm = scene()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ from promptfed.messages import (
     Adopt,
     Adopted,
     Ask,
+    Distil,
     Evaluate,
     Evaluated,
     Failed,
-    FitHead,
-    Head,
     Joined,
+    Lessons,
     MomentSums,
     Newton,
     NewtonPart,
@@ -38,6 +39,9 @@ from promptfed.messages import (
     Stack,
     Task,
     TaskBody,
+    Teach,
+    Train,
+    Trained,
     Vote,
     Votes,
     Weigh,
@@ -52,11 +56,13 @@ from promptfed.prompts.calibration import Calibration, cross_fitted_proba, momen
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.race import Race
 from promptfed.types import Capability, FloatArray, FMRequest, FMResponse, LabelRequest, TextRequest
-from tests.support import JOIN, LABELS, CountingFM, FailingFM, WordEncoder, bench, client_data, wait_for
+from tests.support import JOIN, LABELS, CountingFM, FailingFM, WordEncoder, bench, client_data, parameters_of, wait_for
 
 P = PromptTemplate(text="It seems wonderful.\nLabel: positive\n\nText: {text}\nLabel:", words=LABELS)
 Q = PromptTemplate(text="It seems boring.\nLabel: negative\n\nText: {text}\nLabel:", words=LABELS)
 PAIR = PromptSet(labels=LABELS, prompts=(P, Q), weights=(0.7, 0.3), bias=(0.1, -0.1))
+LESSONS = Lessons(texts=("It seems superb.", "A stale plot."), shares=bytes([10, 245, 200, 55]))
+DISTIL = Distil(prompt=PAIR, stop=9, lessons=LESSONS, temperature=1.0, min_confidence=0.0)
 
 
 def a_client(
@@ -101,6 +107,7 @@ def test_join_says_how_many_and_which_labels_occur() -> None:
             n_test=6,
             labels=("positive",),
             n_dropped=3,
+            domain_model="linear",
         ),
     )
 
@@ -137,7 +144,7 @@ def test_votes_are_the_domain_models_probabilities_in_255ths() -> None:
 
     assert isinstance(reply.body, Votes)
     shares = np.frombuffer(reply.body.shares, dtype=np.uint8).reshape(3, reply.body.n_labels)
-    expected = client.domain_model().predict_proba(["It seems superb.", "It seems stale.", ""])
+    expected = client.domain.model.predict_proba(["It seems superb.", "It seems stale.", ""])
     assert shares / 255 == pytest.approx(expected, abs=0.5 / 255 + 1e-12)
     assert shares[0, 1] > 128 > shares[1, 1]
     assert fm.n_calls == 0
@@ -283,23 +290,23 @@ def test_newton_over_words_takes_each_word_as_a_source() -> None:
     assert reply.body.sums.hessian == pytest.approx(part.hessian, rel=1e-3, abs=1e-3)
 
 
-def test_fit_head_continues_from_the_head_it_is_given() -> None:
+def test_training_goes_on_from_the_parameters_that_it_is_given() -> None:
     client, _ = a_client()
 
-    first = ask(client, FitHead(head=()))
-    assert isinstance(first.body, Head)
-    second = ask(client, FitHead(head=first.body.weights))
-    assert isinstance(second.body, Head)
+    first = ask(client, Train(parameters=()))
+    assert isinstance(first.body, Trained)
+    second = ask(client, Train(parameters=first.body.parameters))
+    assert isinstance(second.body, Trained)
 
     assert first.body.n == second.body.n == 20
-    assert len(first.body.weights) == 2 * 64 + 2
+    assert len(first.body.parameters) == 2 * 64 + 2
     x, targets = WordEncoder().encode(client.data.train.texts), np.eye(2)[client.data.train.labels]
 
     def loss(flat: tuple[float, ...]) -> float:
         head = LinearHead(2, np.array(flat))
         return float(-(targets * np.log(head.predict_proba(x))).sum() + PENALTY / 2 * np.square(flat[:-2]).sum())
 
-    assert loss(second.body.weights) < loss(first.body.weights) < 20 * np.log(2)
+    assert loss(second.body.parameters) < loss(first.body.parameters) < 20 * np.log(2)
 
 
 def test_adopt_keeps_calibration_stacker_and_head_at_home(tmp_path: Path) -> None:
@@ -314,7 +321,7 @@ def test_adopt_keeps_calibration_stacker_and_head_at_home(tmp_path: Path) -> Non
     assert (len(own["weights"]), len(own["bias"])) == (2, 2)
     assert stacker["weights"] == [1.0, 0.5]
     assert len(stacker["domain_calibration"]["bias"]) == 2
-    assert np.load(tmp_path / "domain_model.npy") == pytest.approx(client.domain_model().head.flat)
+    assert np.load(tmp_path / "domain_model.npy") == pytest.approx(parameters_of(client))
 
 
 def test_what_is_kept_names_the_prompt_by_the_id_that_it_is_published_under(tmp_path: Path) -> None:
@@ -468,7 +475,7 @@ def marked(n: int, seed: int) -> Labelled:
 
 
 def marked_data(client_id: str = "north") -> ClientData:
-    return ClientData(client_id=client_id, train=marked(20, 1), test=marked(10, 2))
+    return ClientData(client_id=client_id, train=marked(20, 1), test=marked(10, 2), unlabelled=marked(9, 3).texts)
 
 
 EVERY_TASK: dict[str, TaskBody] = {
@@ -481,7 +488,10 @@ EVERY_TASK: dict[str, TaskBody] = {
     "score what was missed": score_task((0,), (0, 1), stop=15),
     "newton": Newton(prompts=(P, Q), stop=None, weights=(1.0, 1.0), bias=(0.0, 0.0)),
     "adopt": Adopt(prompt=PAIR, stack=(1.0, 0.5)),
-    "fit_head": FitHead(head=()),
+    "train": Train(parameters=()),
+    "teach": Teach(prompt=PAIR, texts=("It seems superb.", "A stale plot.")),
+    "distil": DISTIL,
+    "lessons of other labels": replace(DISTIL, lessons=replace(LESSONS, shares=b"abc")),
     "stack": Stack(prompt=PAIR, weights=(1.0, 0.5)),
     **{
         f"evaluate {arm}": Evaluate(arm=arm, prompt=PAIR, stack=(1.0, 0.5))
@@ -489,7 +499,7 @@ EVERY_TASK: dict[str, TaskBody] = {
     },
     "unknown arm": Evaluate(arm="nope", prompt=PAIR),
     "bad set": Score(prompts=(P,), sets=((9,),), stop=3, weights=(1.0,), bias=(0.0, 0.0)),
-    "bad head": Evaluate(arm="dm_fedavg", head=(1.0,)),
+    "bad head": Evaluate(arm="dm_fedavg", parameters=(1.0,)),
 }
 
 
@@ -585,6 +595,6 @@ def test_printing_data_shows_no_text() -> None:
 def test_the_domain_model_is_fitted_once_on_all_training_texts() -> None:
     client, _ = a_client()
 
-    assert client.domain_model() is client.domain_model()
-    proba = client.domain_model().predict_proba(client.data.train.texts)
+    assert client.domain.model is client.domain.model
+    proba = client.domain.model.predict_proba(client.data.train.texts)
     assert (proba.argmax(axis=1) == client.data.train.labels).mean() > 0.9

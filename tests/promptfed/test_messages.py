@@ -67,6 +67,7 @@ def newton_parts(draw: st.DrawFn) -> m.NewtonPart:
     return replace(made, scale=float(np.float32(made.scale)))
 
 
+lessons = st.builds(m.Lessons, texts=texts, shares=st.binary(max_size=30))
 TASK_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Join: st.builds(m.Join, labels=texts, seed=count),
     m.Write: st.builds(m.Write, requests=st.lists(text_requests, max_size=3).map(tuple)),
@@ -84,8 +85,23 @@ TASK_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Newton: st.builds(m.Newton, prompts=prompts, stop=st.none() | count, weights=numbers, bias=numbers),
     m.Stack: st.builds(m.Stack, prompt=prompt_sets(), weights=st.tuples(number, number)),
     m.Adopt: st.builds(m.Adopt, prompt=prompt_sets(), stack=st.tuples(number, number)),
-    m.FitHead: st.builds(m.FitHead, head=numbers),
-    m.Evaluate: st.builds(m.Evaluate, arm=st.text(), prompt=st.none() | prompt_sets(), head=numbers),
+    m.Train: st.builds(m.Train, parameters=numbers, proximal=number),
+    m.Teach: st.builds(m.Teach, prompt=prompt_sets(), texts=texts),
+    m.Distil: st.builds(
+        m.Distil,
+        prompt=st.none() | prompt_sets(),
+        stop=count,
+        lessons=st.none() | lessons,
+        temperature=st.floats(0.125, 9.0, width=32),
+        min_confidence=st.floats(0.0, 1.0, width=32),
+    ),
+    m.Evaluate: st.builds(
+        m.Evaluate,
+        arm=st.text(),
+        prompt=st.none() | prompt_sets(),
+        parameters=numbers,
+        lessons=st.none() | lessons,
+    ),
 }
 REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Joined: st.builds(
@@ -109,7 +125,8 @@ REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.MomentSums: st.builds(m.MomentSums, n=count, total=numbers, squares=numbers),
     m.NewtonPart: newton_parts(),
     m.Adopted: st.builds(m.Adopted, n_calibration=count),
-    m.Head: st.builds(m.Head, n=count, weights=numbers),
+    m.Trained: st.builds(m.Trained, n=count, parameters=numbers),
+    m.Distilled: st.builds(m.Distilled, n_lessons=count, n=count, before=number, after=number, diff_sq=number),
     m.Evaluated: st.builds(m.Evaluated, n=count, values=measured, errors=measured, calls_per_prediction=number),
     m.Failed: st.builds(m.Failed, reason=st.sampled_from(["ValueError", "FMError"])),
 }
@@ -226,12 +243,12 @@ def test_a_reply_comes_back_as_it_was_sent(kind: type, data: st.DataObject) -> N
 
 
 def test_numbers_travel_as_32_bit_floats() -> None:
-    sent = m.Reply(round=1, client_id="a", usage=Usage(), body=m.Head(n=1, weights=(0.1,) * 1000))
+    sent = m.Reply(round=1, client_id="a", usage=Usage(), body=m.Trained(n=1, parameters=(0.1,) * 1000))
 
     received = m.decode_reply(m.encode(sent))
 
-    assert isinstance(received.body, m.Head)
-    assert received.body.weights[0] == pytest.approx(0.1, rel=1e-7)
+    assert isinstance(received.body, m.Trained)
+    assert received.body.parameters[0] == pytest.approx(0.1, rel=1e-7)
     # 5 bytes a number (a type byte and 4 of the number), and less than 100 for everything else.
     assert 5000 <= len(m.encode(sent)) < 5200
 

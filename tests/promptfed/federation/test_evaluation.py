@@ -1,8 +1,6 @@
-"""Rounds around tuning: joining, adopting, FedAvg of heads, measuring and summing up."""
+"""Rounds around tuning: joining, adopting, measuring and summing up."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -10,14 +8,12 @@ import pytest
 from evaluators.metrics import METRICS
 from promptfed.errors import RunError
 from promptfed.federation.evaluation import (
-    FEDAVG_ROUNDS,
     evaluate,
-    fedavg_heads,
     fit_stack,
     join,
     summarise,
 )
-from promptfed.messages import Evaluate, Evaluated, Failed, FitHead, Head, Joined, NewtonPart, Reply, ReplyBody, Stack
+from promptfed.messages import Evaluate, Evaluated, Failed, Joined, NewtonPart, Reply, Stack, Train, Trained
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import NewtonSums
 from promptfed.prompts.template import PromptTemplate
@@ -74,16 +70,16 @@ def alone(client: str, n_rounds: int) -> Steps[str]:
     """A method that asks its one client ``n_rounds`` times for a head, and comes to the texts it was told of."""
     told = []
     for i in range(n_rounds):
-        answers = yield Round(name="ask", tasks={client: FitHead(head=(float(i),))}, grants={client: i})
+        answers = yield Round(name="ask", tasks={client: Train(parameters=(float(i),))}, grants={client: i})
         (body,) = [r.body for r in answers.values()]
-        assert isinstance(body, Head)
+        assert isinstance(body, Trained)
         told.append(body.n)
     return f"{client}: {told}"
 
 
 def test_methods_for_one_client_each_share_their_rounds() -> None:
     def answer(round_: Round) -> dict[str, Reply]:
-        return replies({c: Head(n=len(round_.tasks), weights=()) for c in round_.tasks})
+        return replies({c: Trained(n=len(round_.tasks), parameters=()) for c in round_.tasks})
 
     rounds, done = finish(side_by_side("alone", {"a": alone("a", 3), "b": alone("b", 1), "c": alone("c", 0)}), answer)
 
@@ -99,43 +95,16 @@ def test_a_client_that_missed_a_round_is_asked_again_and_one_that_is_gone_is_lef
     asked: list[tuple[str, float]] = []
 
     def answer(round_: Round) -> dict[str, Reply]:
-        asked.extend((c, task.head[0]) for c, task in round_.tasks.items() if isinstance(task, FitHead))
+        asked.extend((c, task.parameters[0]) for c, task in round_.tasks.items() if isinstance(task, Train))
         n = asked.count(("late", 0.0))
         here = [c for c in round_.tasks if c == "here" or (c == "late" and n >= MAX_TRIES)]
-        return replies({c: Head(n=1, weights=()) for c in here})
+        return replies({c: Trained(n=1, parameters=()) for c in here})
 
     _, done = finish(side_by_side("alone", {c: alone(c, 2) for c in ("here", "late", "gone")}), answer)
 
     assert done == {"here": "here: [1, 1]", "late": "late: [1, 1]"}
     assert asked.count(("late", 0.0)) == asked.count(("gone", 0.0)) == MAX_TRIES
     assert asked.count(("here", 0.0)) == 1
-
-
-def test_fedavg_weighs_heads_by_texts_and_sends_the_mean_on() -> None:
-    def answer(round_: Round) -> Mapping[str, Reply]:
-        body = round_.tasks["a"]
-        assert isinstance(body, FitHead)
-        start = body.head or (0.0, 0.0)
-        bodies: dict[str, ReplyBody] = {
-            "a": Head(n=1, weights=(start[0] + 4.0, 0.0)),
-            "b": Head(n=3, weights=(start[0], 8.0)),
-        }
-        return replies(bodies)
-
-    rounds, head = finish(fedavg_heads(["a", "b"]), answer)
-
-    assert len(rounds) == FEDAVG_ROUNDS
-    sent = [r.tasks["b"] for r in rounds]
-    assert isinstance(sent[0], FitHead)
-    assert isinstance(sent[1], FitHead)
-    assert sent[0].head == ()
-    assert sent[1].head == (1.0, 6.0)  # (1*4 + 3*0)/4 and (1*0 + 3*8)/4
-    assert head == (float(FEDAVG_ROUNDS), 6.0)
-
-
-def test_fedavg_without_any_head_is_a_run_error() -> None:
-    with pytest.raises(RunError, match="head"):
-        finish(fedavg_heads(["a"]), lambda _: replies({"a": Failed(reason="E")}))
 
 
 def prompt_set(n: int) -> PromptSet:
@@ -172,15 +141,6 @@ def test_a_client_that_left_out_a_metric_is_left_out() -> None:
     )
 
     assert list(got) == ["b"]
-
-
-def test_a_head_of_another_size_is_left_out() -> None:
-    """Two clients with other encoders than the rest must not end the run."""
-    heads = {"a": Head(n=1, weights=(1.0,)), "b": Head(n=3, weights=(1.0, 2.0)), "c": Head(n=0, weights=(9.0,))}
-
-    _, head = finish(fedavg_heads("abc"), lambda _: replies(heads))
-
-    assert head == (1.0,)
 
 
 def test_an_arm_without_a_prompt_makes_no_call() -> None:
