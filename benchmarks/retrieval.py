@@ -32,13 +32,14 @@ sys.path[:1] = [str(Path(__file__).parent.parent)]
 import numpy as np
 
 from promptfed.federation.inprocess import InProcessTransport
+from promptfed.messages.retrieval import SearchMode
 from promptfed.privacy.secret import Secret, simulated_key
 from promptfed.types import Encoder, FloatArray, Hit
 from retrieval.documents import Document
 from retrieval.encoder import SentenceEncoder
 from retrieval.federated import FederatedRetriever
 from retrieval.index import LocalIndex
-from retrieval.merging import ReadAgain, by_rank, by_score, cori
+from retrieval.merging import Merge, ReadAgain, by_rank, by_score, cori
 from retrieval.owner import IndexOwner, Policy
 from retrieval.routing import CentroidRouter, LearnedRouter, Router, coverage_for, shares_of
 from retrieval.static_encoder import StaticEncoder
@@ -217,13 +218,19 @@ def merging(args: argparse.Namespace) -> dict[str, Any]:
     mixed = {c: minilm if i % 2 else static for i, c in enumerate(clients)}
     two = federation(indices(rows, mixed), policy)
     base = gain(central_hits)
-    for name, merge in {"score": by_score, "cori": cori, "rank": by_rank}.items():
-        for n_read in (0, 3 * K, 10 * K, len(clients) * K):
-            more = {"cross_encoder": ReadAgain(minilm), "n_read": n_read} if n_read else {}
-            it = FederatedRetriever(two, clients, minilm, send="text", merge=merge, deadline_s=3600, **more)
-            hits = it.search(queries, K)
-            out["two_encoders"][name + (f", {n_read} read again" if n_read else "")] = ratio(gain(hits), base)
-            print(name, n_read, out["two_encoders"], file=sys.stderr, flush=True)
+    ways: list[tuple[Merge, SearchMode, int]] = [
+        (merge, mode, n_read)
+        for merge in (by_score, cori, by_rank)
+        for mode in ("dense", "hybrid")
+        for n_read in (0, 3 * K, 10 * K, len(clients) * K, 2 * len(clients) * K)
+        if mode == "dense" or merge is by_rank  # scores of a hybrid search are ranks already
+    ]
+    for merge, mode, n_read in ways:
+        more = {"cross_encoder": ReadAgain(minilm), "n_read": n_read} if n_read else {}
+        it = FederatedRetriever(two, clients, minilm, send="text", mode=mode, merge=merge, deadline_s=3600, **more)
+        name = f"{merge.__name__}, {mode}" + (f", {n_read} read again" if n_read else "")  # type: ignore[attr-defined]
+        out["two_encoders"][name] = ratio(gain(it.search(queries, K)), base)
+        print(name, out["two_encoders"][name], file=sys.stderr, flush=True)
     return out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import softmax
 
+from clients.cascade import Passed, passed_through
 from clients.data import ClientData
 from clients.distillation import from_others
 from clients.domain_models.base import smoothed
@@ -26,6 +27,7 @@ ARMS = {
     "fm_single_pooled": "the best prompt alone, with the pooled calibration",
     "fm_personal": "what each client chose for itself: the tuned set, or a better one by a test on its own texts",
     "fm_dm": "the tuned set and the client's domain model, weighed together",
+    "cascade": "the domain model where it is sure enough, else with one prompt, else with the set",
     "dm_local": "the client's domain model alone, of its labelled texts",
     "dm_distilled": "the client's domain model alone, of its labelled texts and of what the FM said of others",
     "dm_fedavg": "the domain model whose parameters are averaged over the clients of its kind (FedAvg)",
@@ -101,10 +103,32 @@ class Arms:
         """Calibrated, less the label proportions (n, K): the FM's calibration knows them, and they count once."""
         return np.asarray(self.domain_calibration().logits(logp[:, None]) - self._train.log_prior)
 
+    async def cascade(self, task: Evaluate, fm: BaseFM) -> tuple[Passed, float]:
+        """What comes of ``task.cascade`` on the held-out texts, and the FM calls that one prediction takes."""
+        if task.cascade is None or task.prompt is None or len(task.stack) != 2:
+            raise RunError(f"arm {task.arm!r} needs a prompt, the weights of FM and domain model, and thresholds")
+        single, prompt, (fm_weight, dm_weight) = task.cascade.single, task.prompt, task.stack
+        await self._test.ask(fm, [*single.prompts, *prompt.prompts], len(self._data.test))
+        domain = self.domain_calibration().logits(
+            smoothed(self._domain.model.predict_proba(self._data.test.texts))[:, None]
+        )
+
+        def weighed(prompts: PromptSet) -> FloatArray:
+            scores = self._test.get(prompts.prompts)[0]
+            logits = fm_weight * self.calibrate(prompts).logits(scores)
+            return np.asarray(softmax(logits + dm_weight * (domain - self._train.log_prior), axis=1))
+
+        stages = (lambda: np.asarray(softmax(domain, axis=1)), lambda: weighed(single), lambda: weighed(prompt))
+        passed = passed_through(stages, task.cascade.thresholds)
+        return passed, passed.calls(task.cascade, prompt)
+
     async def predict(self, task: Evaluate, fm: BaseFM) -> tuple[FloatArray, float]:
         """Probabilities (n_test, K) of ``task.arm`` and the FM calls that one prediction takes."""
         if kind_of(task.arm) not in ARMS:
             raise UnknownNameError("arm", task.arm, ARMS)
+        if task.arm == "cascade":
+            passed, calls = await self.cascade(task, fm)
+            return passed.proba, calls
         if task.arm in DOMAIN:
             return self._domain_model_of(task).predict_proba(self._data.test.texts), 0.0
         if task.prompt is None:

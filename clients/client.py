@@ -17,6 +17,7 @@ import numpy as np
 
 from clients.answers import AnswerStore
 from clients.arms import Arms
+from clients.cascade import STAGES, risk_counts
 from clients.data import ClientData, Labelled, client_rng
 from clients.distillation import judged, lessons_of, teach
 from clients.domain_models.base import Averageable
@@ -47,6 +48,7 @@ from promptfed.messages import (
     NewtonPart,
     Reply,
     ReplyBody,
+    Risk,
     Score,
     Scored,
     Stack,
@@ -66,7 +68,7 @@ from promptfed.messages import (
 )
 from promptfed.privacy.secret import Secret
 from promptfed.prompts.calibration import Calibration, mix, moments, sums
-from promptfed.types import Encoder
+from promptfed.types import Encoder, IntArray
 from retrieval.encoder import DividedEncoder
 
 
@@ -209,6 +211,8 @@ class Client:
                 return NewtonPart.of(sums(scores, labels, at))
             case Stack():
                 return NewtonPart.of(self.arms.stack_sums(task.body.prompt, task.body.weights))
+            case Risk():
+                return risk_counts(self, task.body)
             case Adopt():
                 return self._adopt(task.body)
             case Train():
@@ -283,7 +287,9 @@ class Client:
             labels = self.data.test.labels
             values, errors = metrics.with_errors(proba, labels, client_rng(self._seed, self.client_id, 7))
             record = {"labels": labels.tolist(), "proba": np.round(proba, 6).tolist()}
+            answered, wrong = await self._by_stage(task, labels)
         else:
+            answered = wrong = ()
             measured, calls = await self._held_out.measure(task, self.fm)
             values, errors = answers.with_errors(measured)
             record = {metric: np.round(each, 6).tolist() for metric, each in measured.items()}
@@ -291,7 +297,23 @@ class Client:
             # Per text, so that runs can be compared in pairs. It stays in the client's folder.
             texts = [hashlib.sha256(t.encode()).hexdigest()[:16] for t in self.data.test.texts]
             self._keep(f"evaluation/{task.arm}.json", {"texts": texts, **record})
-        return Evaluated(n=len(self.data.test), values=values, errors=errors, calls_per_prediction=calls)
+        return Evaluated(
+            n=len(self.data.test),
+            values=values,
+            errors=errors,
+            calls_per_prediction=calls,
+            answered=answered,
+            wrong=wrong,
+        )
+
+    async def _by_stage(self, task: Evaluate, labels: IntArray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of a cascade: how many texts each stage answered, and how many of them wrongly."""
+        if task.arm != "cascade":
+            return (), ()
+        passed, _ = await self.arms.cascade(task, self.fm)
+        wrong = passed.stage[passed.proba.argmax(axis=1) != labels]
+        n = len(STAGES)
+        return tuple(np.bincount(passed.stage, minlength=n).tolist()), tuple(np.bincount(wrong, minlength=n).tolist())
 
     def _keep(self, name: str, content: object) -> None:
         if self.folder is not None:

@@ -213,13 +213,9 @@ def _calls_by_phase(config: Config, inputs: Inputs) -> dict[str, int]:
     baselines = sum(cost[name] for name in config.evaluation.baselines) if n_test else 0
     # Other prompts at each milestone. A client that chooses others than the tuned set asks with those too.
     evaluation = size * n_test * (1 + len(config.budget.milestones))
-    taught = config.distillation.max_fm_calls
-    return {
-        "tuning": budget,
-        **({"distillation": taught} if taught else {}),
-        "evaluation": evaluation,
-        "baselines": baselines,
-    }
+    extra = config.distillation.max_fm_calls + config.cascade.max_fm_calls
+    transfer = {"transfer": extra} if extra else {}
+    return {"tuning": budget, **transfer, "evaluation": evaluation, "baselines": baselines}
 
 
 class Simulation(Conductor):

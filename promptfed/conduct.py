@@ -15,18 +15,20 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
+from clients.cascade import STAGES
 from clients.data import read_texts
 from evaluators import answers, metrics
 from promptfed.config import Config
 from promptfed.errors import CapabilityError, ConfigError, RunError, UserError
 from promptfed.federation.averaging import Rule, averaged, ensemble
+from promptfed.federation.cascade import fit_cascade
 from promptfed.federation.evaluation import adopt, evaluate, fit_stack, join, offers, summarise
 from promptfed.federation.events import EventLog, Listener
 from promptfed.federation.server import Limits, Server
 from promptfed.files import write_whole
 from promptfed.fm.base import lacking
 from promptfed.ledger import Ledger, Phase
-from promptfed.messages import Evaluate, Evaluated, Join, Joined, Offer
+from promptfed.messages import Cascade, Evaluate, Evaluated, Join, Joined, Offer
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
 from promptfed.registry import methods_for
@@ -220,15 +222,23 @@ class Conductor(ABC):
                 temperature=teaching.temperature,
                 min_confidence=teaching.min_confidence,
             )
-            await server.drive(lesson, "distillation", teaching.max_fm_calls)
+            await server.drive(lesson, "transfer", teaching.max_fm_calls)
         stack = (1.0, 0.0)
         if federation.labels:
             stack = await server.drive(fit_stack(prompts), "tuning", 0)
         offered = await server.drive(offers(federation, reading), "tuning", 0)
-        self._choices = await server.drive(adopt(prompts, stack, offered), "tuning", 0)
+        cascades: dict[str, Cascade] = {}
+        cascading = self.config.cascade
+        if cascading.target_risk is not None:
+            cascades = await server.drive(
+                fit_cascade(federation, reading, stack, cascading.target_risk, cascading.max_fm_calls),
+                "transfer",
+                cascading.max_fm_calls,
+            )
+        self._choices = await server.drive(adopt(prompts, stack, offered, cascades), "tuning", 0)
         self._save(prompt)
         if any(n_test.values()):
-            await self._evaluate(server, reading, offered, stack, n_test)
+            await self._evaluate(server, reading, offered, stack, cascades, n_test)
             await self._evaluate_readings(server, federation, n_test)
             await self._baselines(federation, n_test)
         return self._finish(prompt, stack, joined)
@@ -257,11 +267,16 @@ class Conductor(ABC):
         reading: Reading,
         offered: Mapping[str, Offer],
         stack: tuple[float, float],
+        cascades: Mapping[str, Cascade],
         n_test: Mapping[str, int],
     ) -> None:
         distilled = ("dm_distilled",) if self.config.distillation.max_fm_calls else ()
         for arm in (*TUNED_ARMS, *distilled) if self.task.labels else ANSWER_ARMS:
             tasks = self._tasks(arm, reading, offered, stack=stack if arm == "fm_dm" else ())
+            await self._measure_each(server, tasks, n_test, "evaluation")
+        if cascades:
+            tasks = self._tasks("cascade", reading, offered, stack=stack)
+            tasks = {c: replace(task, cascade=cascades[c]) for c, task in tasks.items() if c in cascades}
             await self._measure_each(server, tasks, n_test, "evaluation")
 
     async def _evaluate_readings(self, server: Server, federation: Federation, n_test: Mapping[str, int]) -> None:
@@ -373,6 +388,20 @@ class Conductor(ABC):
             read=self._read,
         )
 
+    def _cascade(self) -> dict[str, Any]:
+        """Of the held-out texts: which share each stage answered, and which share of these answers was wrong."""
+        of = [e for e in self._arms.get("cascade", {}).values() if e.answered]
+        if not of:
+            return {}
+        answered, wrong = (np.sum([getattr(e, k) for e in of], axis=0) for k in ("answered", "wrong"))
+        early = answered[:-1].sum()
+        return {
+            "target_risk": self.config.cascade.target_risk,
+            "share_by_stage": dict(zip(STAGES, (answered / answered.sum()).round(4).tolist(), strict=True)),
+            "wrong_by_stage": dict(zip(STAGES, (wrong / np.maximum(answered, 1)).round(4).tolist(), strict=True)),
+            "realised_risk": round(float(wrong[:-1].sum() / max(early, 1)), 4),
+        }
+
     def _read(self, reading: Reading) -> None:
         """Keep a reading, with what had been spent by then."""
         spent = self.ledger.total(TUNING)
@@ -442,6 +471,7 @@ class Conductor(ABC):
             },
             "max_fm_calls": config.budget.max_fm_calls,
             "personal": self._choices,
+            **({"cascade": told} if (told := self._cascade()) else {}),
             "readings": [{**spent, "metrics": self._at(spent["milestone"])} for _, spent in self._readings],
             "n_dropped_texts": sum(j.n_dropped for j in joined.values()),
             "ledger": self.ledger.as_dict(),

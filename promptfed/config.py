@@ -96,6 +96,15 @@ class Distillation(_Section):
     min_confidence: float = Field(ge=0, le=1, default=0.9)
 
 
+class Cascading(_Section):
+    """``[cascade]``: let the domain models answer alone what they are sure enough of. ``target_risk`` is the share of
+    such answers that may be wrong; ``max_fm_calls`` more calls, with the best prompt on labelled texts, tell how sure
+    is sure enough."""
+
+    target_risk: float | None = Field(gt=0, lt=1, default=None)
+    max_fm_calls: int = Field(ge=0, default=0)
+
+
 class Method(_Section):
     """``[method]``: the name of a registered method, and what it may be told (``promptfed methods NAME``)."""
 
@@ -178,6 +187,7 @@ class Config(_Section):
     domain_model: DomainModels = DomainModels()
     method: Method = Method()
     distillation: Distillation = Distillation()
+    cascade: Cascading = Cascading()
     budget: Budget = Budget()
     rounds: Rounds = Rounds()
     network: Network | None = None
@@ -250,6 +260,8 @@ class Config(_Section):
             raise ValueError(
                 f"evaluation.baselines has {small[0]}: with task.kind = 'generation' no small model answers"
             )
+        if self.cascade.target_risk is not None:
+            raise ValueError("[cascade] is of small models, and with task.kind = 'generation' there are none")
         if self.distillation.max_fm_calls:
             raise ValueError("[distillation] teaches small models, and with task.kind = 'generation' there are none")
         if "manual_few_shot" in self.evaluation.baselines and self.evaluation.manual_prompt is None:

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from promptfed.types import FMResponse
 
-Phase = Literal["tuning", "distillation", "evaluation", "baselines"]
-PHASES: tuple[Phase, ...] = ("tuning", "distillation", "evaluation", "baselines")
+Phase = Literal["tuning", "transfer", "evaluation", "baselines"]
+PHASES: tuple[Phase, ...] = ("tuning", "transfer", "evaluation", "baselines")
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -111,5 +111,5 @@ class Ledger:
                 },
             }
             for phase in PHASES
-            if phase != "distillation" or any(booked == phase for booked, _ in self._accounts)
+            if phase != "transfer" or any(booked == phase for booked, _ in self._accounts)
         }

@@ -16,6 +16,7 @@ from promptfed.messages import (
     Adopt,
     Adopted,
     Ask,
+    Cascade,
     Choice,
     Evaluate,
     Evaluated,
@@ -96,11 +97,17 @@ def offers(federation: Federation, reading: Reading) -> Steps[dict[str, Offer]]:
 
 
 def adopt(
-    prompts: Mapping[str, PromptSet], stack: Stack2, offered: Mapping[str, Offer] | None = None
+    prompts: Mapping[str, PromptSet],
+    stack: Stack2,
+    offered: Mapping[str, Offer] | None = None,
+    cascades: Mapping[str, Cascade] | None = None,
 ) -> Steps[dict[str, int]]:
-    """Give every client the tuned prompt, to calibrate at home, with what is ``offered`` it besides; how many clients
-    chose what."""
-    tasks = {c: Adopt(prompt=p, stack=stack, offer=(offered or {}).get(c)) for c, p in prompts.items()}
+    """Give every client the tuned prompt, to calibrate at home, with what is ``offered`` it besides and its
+    cascade; how many clients chose what."""
+    tasks = {
+        c: Adopt(prompt=p, stack=stack, offer=(offered or {}).get(c), cascade=(cascades or {}).get(c))
+        for c, p in prompts.items()
+    }
     replies = yield Round(name="adopt", tasks=tasks)
     counts = Counter(r.body.choice for r in replies.values() if isinstance(r.body, Adopted))
     return {choice: counts[choice] for choice in get_args(Choice)}
@@ -116,6 +123,7 @@ def evaluate(
     grants = {}
     for client, task in asked.items():  # it may ask with any of the prompts that it may choose from
         prompts = [*(task.prompt.prompts if task.prompt else ()), *(task.offer.score.prompts if task.offer else ())]
+        prompts += task.cascade.single.prompts if task.cascade else ()
         grants[client] = n_test[client] * len({p.prompt_id for p in prompts})
     arm = next(iter(asked.values())).arm
     replies = yield Round(name=f"evaluate {arm}", tasks=asked, grants=grants)

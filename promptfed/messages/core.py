@@ -139,13 +139,36 @@ class Stack(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cascade(Message):
+    """How sure the domain model alone, and with ``single`` (the best prompt), have to be to answer (`clients.cascade`),
+    and what share of their answers may be wrong."""
+
+    single: PromptSet
+    thresholds: tuple[float, ...]
+    target: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Risk(Message):
+    """Of your labelled texts that reach the stage after ``thresholds``: say how many it would answer if it had to be as
+    sure as each of ``tried``, and how many wrongly. No FM call."""
+
+    single: PromptSet
+    stack: tuple[float, float]
+    thresholds: tuple[float, ...]
+    tried: tuple[float, ...]
+    kind: Literal["risk"] = "risk"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Adopt(Message):
-    """Take the tuned prompt: fit your own calibration on it, and keep that and the weights of FM and domain model. With
-    an ``offer``, choose what you will use yourself. No FM call."""
+    """Take the tuned prompt: fit your own calibration on it, and keep that, the weights of FM and domain model, and the
+    ``cascade``. With an ``offer``, choose what you will use yourself. No FM call."""
 
     prompt: PromptSet
     stack: tuple[float, float]
     offer: Offer | None = None
+    cascade: Cascade | None = None
     kind: Literal["adopt"] = "adopt"
 
 
@@ -198,15 +221,16 @@ class Distil(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate(Message):
-    """Measure one arm on your held-out texts. ``prompt``, ``stack``, ``parameters``, ``lessons`` and ``offer`` where
-    the arm needs them; with ``stop``, the client's own calibration is fitted on its texts [0, stop) only, as it could
-    have been at the time."""
+    """Measure one arm on your held-out texts. ``prompt``, ``stack``, ``parameters``, ``lessons``, ``cascade`` and
+    ``offer`` where the arm needs them; with ``stop``, the client's own calibration is fitted on its texts [0, stop)
+    only, as it could have been at the time."""
 
     arm: str
     prompt: PromptSet | None = None
     stack: tuple[float, ...] = ()
     parameters: tuple[float, ...] = ()
     lessons: Lessons | None = None
+    cascade: Cascade | None = None
     stop: int | None = None
     offer: Offer | None = None
     kind: Literal["evaluate"] = "evaluate"
@@ -352,13 +376,26 @@ class Distilled(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RiskCounts(Message):
+    """Out of ``n`` texts, for each threshold that was tried."""
+
+    n: Count
+    answered: tuple[Count, ...]
+    wrong: tuple[Count, ...]
+    kind: Literal["risk_counts"] = "risk_counts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluated(Message):
-    """Per metric: the value on ``n`` texts and its bootstrap standard error."""
+    """Per metric: the value on ``n`` texts and its bootstrap standard error. Of a cascade, how many texts each stage
+    ``answered``, and how many of them ``wrong``."""
 
     n: Count
     values: Mapping[str, float]
     errors: Mapping[str, float]
     calls_per_prediction: float
+    answered: tuple[Count, ...] = ()
+    wrong: tuple[Count, ...] = ()
     kind: Literal["evaluated"] = "evaluated"
 
 

@@ -30,6 +30,7 @@ TaskBody = (
     | core.Score
     | core.Newton
     | core.Stack
+    | core.Risk
     | core.Adopt
     | core.Train
     | core.Teach
@@ -46,6 +47,7 @@ ReplyBody = (
     | core.Scored
     | core.MomentSums
     | core.NewtonPart
+    | core.RiskCounts
     | core.Adopted
     | core.Trained
     | core.Distilled
