@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import softmax
 
 from clients.distillation import pooled_of
@@ -45,12 +46,17 @@ def passed_through(stages: Sequence[Callable[[], FloatArray]], thresholds: Seque
     """``stages`` give probabilities (n, K); each but the last answers where the largest reaches its threshold."""
     proba = stages[0]().copy()
     stage = np.zeros(len(proba), dtype=np.int64)
-    for i, (threshold, after) in enumerate(zip(thresholds, stages[1:], strict=True)):
-        unsure = (stage == i) & (proba.max(axis=1, initial=0.0) < threshold)
+    for i, after in enumerate(stages[1:]):
+        unsure = passes_on(proba, stage, i, thresholds)
         if unsure.any():
             stage[unsure] = i + 1
             proba[unsure] = after()[unsure]
     return Passed(proba=proba, stage=stage)
+
+
+def passes_on(proba: FloatArray, stage: IntArray, i: int, thresholds: Sequence[float]) -> npt.NDArray[np.bool_]:
+    """Which texts (n,) are at stage ``i`` and not sure enough there."""
+    return np.asarray((stage == i) & (proba.max(axis=1, initial=0.0) < thresholds[i]))
 
 
 def risk_counts(client: Client, task: Risk) -> RiskCounts:

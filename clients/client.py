@@ -7,7 +7,6 @@ its text might quote data.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -20,7 +19,7 @@ from clients.arms import Arms
 from clients.cascade import STAGES, risk_counts
 from clients.data import ClientData, Labelled, client_rng
 from clients.distillation import judged, lessons_of, teach
-from clients.domain_models.base import Averageable
+from clients.domain_models.base import save_model
 from clients.history import TaskHistory
 from clients.learning import Learning
 from clients.personal import Chosen
@@ -260,8 +259,22 @@ class Client:
             return Adopted(n_calibration=0)
         own = self.arms.calibrate(task.prompt)
         self._keep("calibration.json", {"prompt_id": task.prompt.prompt_id, **asdict(own)})
-        domain = {"weights": task.stack, "domain_calibration": asdict(self.arms.domain_calibration())}
-        self._keep("stacker.json", {"prompt_id": task.prompt.prompt_id, **domain})
+        self._keep(
+            "stacker.json",
+            {
+                "prompt_id": task.prompt.prompt_id,
+                "weights": task.stack,
+                "domain_calibration": asdict(self.arms.domain_calibration()),
+                "log_prior": self.scores.log_prior.tolist(),
+            },
+        )
+        if task.cascade is not None:
+            single = task.cascade.single
+            if self.folder is not None:
+                single.save(self.folder / "single.json")
+            own_single = asdict(self.arms.calibrate(single))
+            told = {"thresholds": task.cascade.thresholds, "target": task.cascade.target}
+            self._keep("cascade.json", {"prompt_id": single.prompt_id, **told, **own_single})
         chosen = Chosen(choice="global", prompt=task.prompt)
         if task.offer is not None:
             chosen = self.arms.choose(task.prompt, task.offer)
@@ -269,11 +282,9 @@ class Client:
         if self.folder is not None:
             used = replace(chosen.prompt, weights=mine.weights, bias=mine.bias)
             used.save(self.folder / "personal.json", about={"choice": chosen.choice})
-        model = self.domain.model
-        if self.folder is not None and isinstance(model, Averageable):
-            content = io.BytesIO()
-            np.save(content, model.parameters)
-            write_whole(self.folder / "domain_model.npy", content.getvalue())
+        if self.folder is not None:
+            kept = self.folder / "domain_model.npz"
+            save_model(kept, self.domain.model, self.domain.kind, self.labels, self.encoder.encoder_id)
         return Adopted(n_calibration=len(self.scores.get(task.prompt.prompts)[0]), choice=chosen.choice)
 
     async def _distil(self, task: Distil) -> Distilled:

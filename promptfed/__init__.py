@@ -31,6 +31,7 @@ from promptfed.types import Capability, FMRequest, FMResponse, FoundationModel, 
 if TYPE_CHECKING:
     from promptfed.app import resume, run
     from promptfed.conduct import Result
+    from promptfed.predictor import Predictor
     from promptfed.prompts.artefact import Prediction
     from promptfed.prompts.artefact import PromptSet as Prompt
     from promptfed.prompts.template import PromptTemplate
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 # name -> (module, name in the module)
 _LAZY = {
     "Prediction": ("promptfed.prompts.artefact", "Prediction"),
+    "Predictor": ("promptfed.predictor", "Predictor"),
     "Prompt": ("promptfed.prompts.artefact", "PromptSet"),
     "PromptTemplate": ("promptfed.prompts.template", "PromptTemplate"),
     "Result": ("promptfed.conduct", "Result"),
@@ -61,6 +63,7 @@ __all__ = [
     "FoundationModel",
     "LabelRequest",
     "Prediction",
+    "Predictor",
     "Prompt",
     "PromptTemplate",
     "PromptfedError",

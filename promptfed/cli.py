@@ -234,12 +234,37 @@ def predict_command(
         Path | None, typer.Argument(help="Text file, one text a line; standard input by default.")
     ] = None,
     fm: Annotated[str, typer.Option("--fm", help="Foundation model, KIND:NAME.")] = "embedded:smollm2-135m-instruct",
-    client: Annotated[str | None, typer.Option("--client", help="Use this client's calibration (run folder).")] = None,
+    client: Annotated[
+        str | None,
+        typer.Option("--client", help="Answer as this client: its calibration, domain model and cascade (run folder)."),
+    ] = None,
     personal: Personal = False,
+    prompt_only: Annotated[
+        bool, typer.Option("--prompt-only", help="With --client: its calibration alone, without its domain model.")
+    ] = False,
+    index: Annotated[
+        Path | None, typer.Option("--index", help="With --client: quote passages of this index (promptfed index).")
+    ] = None,
+    encoder: Annotated[str, typer.Option("--encoder", help="Encoder of the index.")] = "all-minilm-l6-v2",
+    n_passages: Annotated[int, typer.Option("--passages", min=1, help="Passages a text, with --index.")] = 3,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="With --index: a prompt for each passage, and they vote.")
+    ] = False,
 ) -> None:
-    """Label texts, or answer them: lines in, one JSON object a line out, in order."""
+    """Label texts, or answer them: lines in, one JSON object a line out, in order.
+
+    With --client, each line also says who answered (dm: the domain model alone; fm_single_dm: with the best prompt;
+    fm_dm: with all), the prompts asked, and the passages quoted.
+    """
     from promptfed.registry import load_fm
 
+    if client is None and (prompt_only or index):
+        raise ConfigError(f"{'--prompt-only' if prompt_only else '--index'} needs --client: whose?")
+    if index is not None and (prompt_only or personal):
+        raise ConfigError("--index goes with all that the client has: leave out --prompt-only and --personal")
+    if client is not None and not (prompt_only or personal):
+        _predict_as(client, prompt, _lines(source), fm, index, encoder, n_passages=n_passages, isolate=isolate)
+        return
     tuned, calibration = _tuned(prompt, client, personal)
     texts = _lines(source)
     model = load_fm(fm)
@@ -352,6 +377,33 @@ def _tuned(prompt: Path, client: str | None, personal: bool) -> tuple[PromptSet,
     if not tuned.labels:
         raise ConfigError("--client names a calibration, and prompts that generate answers have none: leave it out")
     return tuned, read_calibration(prompt, client)
+
+
+def _predict_as(
+    client: str, folder: Path, texts: Sequence[str], fm: str, index: Path | None, encoder: str, **options: Any
+) -> None:
+    """With all that a client has."""
+    from promptfed.predictor import Predictor
+    from promptfed.registry import load_fm
+
+    _tuned(folder, client, personal=False)  # what is wrong with the folder is told before a model is loaded
+    retriever = None
+    if index is not None:
+        from retrieval.encoder import load_encoder
+        from retrieval.index import LocalIndex
+
+        retriever = LocalIndex.open(index, load_encoder(encoder))
+    predictor = Predictor.load(folder, fm=load_fm(fm), client=client, retriever=retriever, **options)
+    for start in range(0, len(texts), 256):
+        for answer in predictor.predict(texts[start : start + 256]):
+            line = {
+                "label": answer.label,
+                "proba": {k: round(p, 4) for k, p in answer.proba.items()},
+                "by": answer.by,
+                "prompts": [p.prompt_id for p in answer.prompts],
+                "passages": [{"doc_id": h.doc_id, "passage": h.passage} for h in answer.passages],
+            }
+            print(json.dumps(line, ensure_ascii=False), flush=True)  # noqa: T201
 
 
 def _rows(data: Path, text_column: str, label_column: str) -> list[tuple[str, str]]:

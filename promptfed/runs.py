@@ -19,19 +19,24 @@ from promptfed.types import FloatArray
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """summary.json of a run folder. Raises `DataError`."""
-    return _read(folder / "summary.json")
+    return read_record(folder / "summary.json")
 
 
 def read_calibration(folder: Path, client_id: str) -> Calibration:
     """A client's own calibration of the tuned prompt, from its folder in the run folder, or from the run's folder at
     the client itself."""
-    record = _read(_at_client(folder, client_id, "calibration.json"))
+    record = read_record(_at_client(folder, client_id, "calibration.json"))
     return Calibration(weights=tuple(record["weights"]), bias=tuple(record["bias"]))
 
 
 def read_personal(folder: Path, client_id: str) -> PromptSet:
     """The prompts that a client chose for itself, with its own calibration, found as in `read_calibration`."""
     return PromptSet.load(_at_client(folder, client_id, "personal.json"))
+
+
+def client_folder(folder: Path, client_id: str) -> Path:
+    """A client's folder in a run folder, or the run's folder at the client itself. Raises `DataError`."""
+    return _at_client(folder, client_id, "calibration.json").parent
 
 
 def _at_client(folder: Path, client_id: str, name: str) -> Path:
@@ -45,7 +50,7 @@ def _at_client(folder: Path, client_id: str, name: str) -> Path:
 
 def read_about(prompt: Path) -> dict[str, Any]:
     """How a prompt.json, or the one in a run folder, came about: method, seed and foundation model, where it says."""
-    found = _read(prompt / "prompt.json" if prompt.is_dir() else prompt).get("about")
+    found = read_record(prompt / "prompt.json" if prompt.is_dir() else prompt).get("about")
     return found if isinstance(found, dict) else {}
 
 
@@ -63,7 +68,7 @@ def correctness(folders: Sequence[Path], arm: str) -> dict[str, FloatArray]:
             arms = sorted({p.stem for p in (folder / "clients").glob("*/evaluation/*.json")})
             raise DataError(f"{folder} has no per-text results of arm {arm!r}; it has {', '.join(arms) or 'none'}")
         for file in files:
-            record = _read(file)
+            record = read_record(file)
             order = np.argsort(np.array(record["texts"]), kind="stable")
             client = file.parent.parent.name
             ids = [record["texts"][i] for i in order]
@@ -95,7 +100,7 @@ def compare_runs(
     return compare(left, right)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

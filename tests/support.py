@@ -266,3 +266,11 @@ def parameters_of(client: Client) -> FloatArray:
     model = client.domain.model
     assert isinstance(model, Averageable)
     return model.parameters
+
+
+def write_rows(path: Path, by_client: Mapping[str, Labelled]) -> Path:
+    """A CSV file (client, text, label) of clients' texts."""
+    rows = [(c, t, LABELS[y]) for c, d in by_client.items() for t, y in zip(d.texts, d.labels, strict=True)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("client", "text", "label"), *rows])
+    return path

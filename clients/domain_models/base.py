@@ -7,13 +7,19 @@ parameters may also be averaged (`Averageable`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from promptfed.errors import DataError
+from promptfed.files import write_whole
 from promptfed.plugins import DOMAIN_MODELS, find
 from promptfed.types import DomainModel, Encoder, FloatArray
+from retrieval.encoder import load_encoder
 
 
 @runtime_checkable
@@ -34,6 +40,49 @@ class Averageable(DomainModel, Protocol):
 def make_domain_model(kind: str, encoder: Encoder, n_labels: int, *, seed: int = 0) -> DomainModel:
     """An unfitted domain model by its registered kind. Raises `UnknownNameError`."""
     model: DomainModel = find(DOMAIN_MODELS, "domain model", kind)(encoder, n_labels, seed=seed)
+    return model
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """A domain model without parameters to average that can be kept: ``state`` is arrays by name."""
+
+    state: Mapping[str, np.ndarray[Any, Any]]
+
+
+def save_model(path: Path, model: DomainModel, kind: str, labels: Sequence[str], encoder_id: str) -> None:
+    """Keep a fitted model in one file of arrays, with what has to fit when it is read."""
+    state: Mapping[str, Any] = {"parameters": model.parameters} if isinstance(model, Averageable) else {}
+    if isinstance(model, Restorable):
+        state = model.state
+    about = json.dumps({"kind": kind, "labels": list(labels), "encoder": encoder_id})
+    content = io.BytesIO()
+    np.savez(content, about=np.array(about), **{f"state_{name}": value for name, value in state.items()})
+    write_whole(path, content.getvalue())
+
+
+def load_model(path: Path, labels: Sequence[str], encoder: Encoder | None = None) -> DomainModel:
+    """What `save_model` kept, with the encoder that it names unless one is given. Raises `DataError` where it is of
+    other ``labels`` or another encoder, or no such file."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            about = json.loads(str(kept["about"]))
+            state = {name.removeprefix("state_"): kept[name] for name in kept.files if name != "about"}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: not a domain model that promptfed kept ({type(error).__name__})") from None
+    if about["labels"] != list(labels):
+        raise DataError(
+            f"{path}: its labels are {', '.join(about['labels'])}; expected {', '.join(labels)}, in that order"
+        )
+    if encoder is not None and encoder.encoder_id != about["encoder"]:
+        raise DataError(f"{path}: trained with encoder {about['encoder']!r}, not {encoder.encoder_id!r}")
+    model = make_domain_model(about["kind"], encoder or load_encoder(about["encoder"]), len(labels))
+    if isinstance(model, Restorable):
+        model.state = state
+    elif isinstance(model, Averageable):
+        model.parameters = state["parameters"]
+    else:
+        raise DataError(f"{path}: domain models of kind {about['kind']!r} can't be kept")
     return model
 
 

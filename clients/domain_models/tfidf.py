@@ -7,7 +7,7 @@ not tell apart. Their vocabulary is the client's, so they have no parameters tha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ class _WordModel(ABC):
     """A text with soft targets is a text for each label, with the target as its weight."""
 
     def __init__(self, encoder: Encoder, n_labels: int, *, seed: int = 0) -> None:  # noqa: ARG002
-        self._n_labels = n_labels
+        self._n_labels, self._alone = n_labels, np.full(n_labels, 1.0 / n_labels)
         self._vectorizer: Any = None
         self._model: Any = None
 
@@ -50,8 +50,35 @@ class _WordModel(ABC):
             if texts:
                 out[:, self._model.classes_] = self._model.predict_proba(self._vectorizer.transform(texts))
         else:
-            out += getattr(self, "_alone", 0.0)
+            out += self._alone
         return np.asarray(out / out.sum(axis=1, keepdims=True))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Its vocabulary and numbers, as arrays. The vocabulary is the client's own words."""
+        kept: dict[str, Any] = {"alone": self._alone}
+        if self._model is not None:
+            kept["words"] = np.array(self._vectorizer.get_feature_names_out(), dtype=np.str_)
+            kept |= {name: getattr(self._vectorizer, name) for name in ("idf_",) if hasattr(self._vectorizer, name)}
+            kept |= {name: getattr(self._model, name) for name in self._numbers}
+        return kept
+
+    @state.setter
+    def state(self, kept: Mapping[str, Any]) -> None:
+        self._alone, self._model = kept["alone"], None
+        self._vectorizer = self._vectors()
+        if "words" in kept:
+            self._vectorizer.set_params(vocabulary={word: i for i, word in enumerate(kept["words"].tolist())})
+            if "idf_" in kept:
+                self._vectorizer.idf_ = kept["idf_"]
+            self._model = self._classifier()
+            for name in self._numbers:
+                setattr(self._model, name, kept[name])
+
+    @property
+    @abstractmethod
+    def _numbers(self) -> tuple[str, ...]:
+        """The classifier's attributes that it predicts from."""
 
     @abstractmethod
     def _vectors(self) -> Any: ...
@@ -63,6 +90,8 @@ class _WordModel(ABC):
 class TfidfLogistic(_WordModel):
     """Logistic regression on TF-IDF."""
 
+    _numbers = ("classes_", "coef_", "intercept_")
+
     def _vectors(self) -> Any:
         return TfidfVectorizer(sublinear_tf=True, **_WORDS)
 
@@ -72,6 +101,8 @@ class TfidfLogistic(_WordModel):
 
 class TfidfBayes(_WordModel):
     """Multinomial naive Bayes on which words a text has."""
+
+    _numbers = ("classes_", "feature_log_prob_", "class_log_prior_")
 
     def _vectors(self) -> Any:
         return CountVectorizer(binary=True, **_WORDS)

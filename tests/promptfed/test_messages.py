@@ -67,6 +67,7 @@ def newton_parts(draw: st.DrawFn) -> m.NewtonPart:
     return replace(made, scale=float(np.float32(made.scale)))
 
 
+counts = st.lists(count, max_size=3).map(tuple)
 lessons = st.builds(m.Lessons, texts=texts, shares=st.binary(max_size=30))
 TASK_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Join: st.builds(m.Join, labels=texts, seed=count),
@@ -85,6 +86,9 @@ TASK_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Newton: st.builds(m.Newton, prompts=prompts, stop=st.none() | count, weights=numbers, bias=numbers),
     m.Stack: st.builds(m.Stack, prompt=prompt_sets(), weights=st.tuples(number, number)),
     m.Adopt: st.builds(m.Adopt, prompt=prompt_sets(), stack=st.tuples(number, number)),
+    m.Risk: st.builds(
+        m.Risk, single=prompt_sets(), stack=st.tuples(number, number), thresholds=numbers, tried=numbers
+    ),
     m.Train: st.builds(m.Train, parameters=numbers, proximal=number),
     m.Teach: st.builds(m.Teach, prompt=prompt_sets(), texts=texts),
     m.Distil: st.builds(
@@ -126,6 +130,7 @@ REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.NewtonPart: newton_parts(),
     m.Adopted: st.builds(m.Adopted, n_calibration=count),
     m.Trained: st.builds(m.Trained, n=count, parameters=numbers),
+    m.RiskCounts: st.builds(m.RiskCounts, n=count, answered=counts, wrong=counts),
     m.Distilled: st.builds(m.Distilled, n_lessons=count, n=count, before=number, after=number, diff_sq=number),
     m.Evaluated: st.builds(m.Evaluated, n=count, values=measured, errors=measured, calls_per_prediction=number),
     m.Failed: st.builds(m.Failed, reason=st.sampled_from(["ValueError", "FMError"])),

