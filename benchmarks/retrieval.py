@@ -226,7 +226,7 @@ def merging(args: argparse.Namespace) -> dict[str, Any]:
         if mode == "dense" or merge is by_rank  # scores of a hybrid search are ranks already
     ]
     for merge, mode, n_read in ways:
-        more = {"cross_encoder": ReadAgain(minilm), "n_read": n_read} if n_read else {}
+        more: dict[str, Any] = {"cross_encoder": ReadAgain(minilm), "n_read": n_read} if n_read else {}
         it = FederatedRetriever(two, clients, minilm, send="text", mode=mode, merge=merge, deadline_s=3600, **more)
         name = f"{merge.__name__}, {mode}" + (f", {n_read} read again" if n_read else "")  # type: ignore[attr-defined]
         out["two_encoders"][name] = ratio(gain(it.search(queries, K)), base)
