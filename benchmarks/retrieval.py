@@ -16,6 +16,7 @@ import asyncio
 import csv
 import gzip
 import hashlib
+import importlib
 import json
 import math
 import os
@@ -26,8 +27,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Started as a script, Python looks in this folder first, where `retrieval` is this file and not the package.
-sys.path[:1] = [str(Path(__file__).parent.parent)]
+# Python looks in a script's own folder first, where `retrieval` is this file and not the package. The package's folder
+# goes before it; and if it was another script that asked for the package, it gets that in this file's place.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+if __name__ == "retrieval":
+    del sys.modules[__name__]
+    importlib.import_module(__name__)
 
 import numpy as np
 
@@ -215,7 +220,7 @@ def merging(args: argparse.Namespace) -> dict[str, Any]:
         },
         "two_encoders": {},
     }
-    mixed = {c: minilm if i % 2 else static for i, c in enumerate(clients)}
+    mixed: dict[str, Encoder] = {c: minilm if i % 2 else static for i, c in enumerate(clients)}
     two = federation(indices(rows, mixed), policy)
     base = gain(central_hits)
     ways: list[tuple[Merge, SearchMode, int]] = [
