@@ -86,9 +86,7 @@ TASK_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Newton: st.builds(m.Newton, prompts=prompts, stop=st.none() | count, weights=numbers, bias=numbers),
     m.Stack: st.builds(m.Stack, prompt=prompt_sets(), weights=st.tuples(number, number)),
     m.Adopt: st.builds(m.Adopt, prompt=prompt_sets(), stack=st.tuples(number, number)),
-    m.Risk: st.builds(
-        m.Risk, single=prompt_sets(), stack=st.tuples(number, number), thresholds=numbers, tried=numbers
-    ),
+    m.Risk: st.builds(m.Risk, single=prompt_sets(), stack=st.tuples(number, number), thresholds=numbers, tried=numbers),
     m.Train: st.builds(m.Train, parameters=numbers, proximal=number),
     m.Teach: st.builds(m.Teach, prompt=prompt_sets(), texts=texts),
     m.Distil: st.builds(
