@@ -245,6 +245,10 @@ class Config(_Section):
         if self.task.kind == "generation":
             self._check_generation()
             return
+        if "dm_ensemble" in self.evaluation.baselines and self.data.public is None:
+            raise ValueError(
+                "evaluation.baselines has dm_ensemble, where the domain models vote on public texts: give data.public"
+            )
         if len(set(self.task.labels)) != len(self.task.labels) or len(self.task.labels) == 1:
             raise ValueError("task.labels must be two or more different labels")
 

@@ -1,0 +1,160 @@
+"""Whole runs in which domain models are of several kinds, learn from one another, and are taught by the FM."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import promptfed
+from clients.data import Labelled
+from clients.distillation import from_others
+from promptfed.app import estimate, read_inputs
+from promptfed.config import load_config
+from promptfed.errors import ConfigError, DataError, RunError, UnknownNameError
+from promptfed.fm.scripted import ScriptedFM
+from promptfed.messages import Lessons
+from tests.support import CountingFM, WordEncoder, public_texts, sentences, write_rows
+
+CANARY = "zyzzyva"
+SHARED = ["dm_fedavg", "dm_fedprox", "dm_fedadam", "dm_ensemble"]
+KINDS = {"site1": "tfidf_logistic", "site2": "mlp"}
+
+
+def write_texts(path: Path, rows: list[str]) -> Path:
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    home = tmp_path_factory.mktemp("data")
+    for part, n in (("train", 40), ("test", 20)):
+        write_rows(home / f"{part}.csv", {f"site{c}": sentences(n, 10 * c + (part == "test"), 2) for c in range(3)})
+    write_texts(home / "public.csv", ["text", *public_texts()])
+    more = [f"site{c},{text} {CANARY}" for c in range(3) for text in sentences(20, 100 + c, 2).texts]
+    write_texts(home / "more.csv", ["client,text", *more])
+    return {
+        "data": {
+            **{part: str(home / f"{part}.csv") for part in ("train", "test", "public")},
+            "unlabelled": str(home / "more.csv"),
+            "max_labels": 12,
+        },
+        "task": {"instruction": "Is the review negative or positive?"},
+        "domain_model": {"by_client": KINDS},
+        "budget": {"max_fm_calls": 400},
+        "distillation": {"max_fm_calls": 150, "min_confidence": 0.0},
+        "evaluation": {"baselines": SHARED},
+    }
+
+
+def run(config: dict[str, Any], out: Path | None = None, fm: Any = None) -> promptfed.Result:
+    return promptfed.run(config, out=out, fm=fm or ScriptedFM(), encoder=WordEncoder())
+
+
+@pytest.fixture(scope="module")
+def finished(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> promptfed.Result:
+    return run(config, tmp_path_factory.mktemp("runs") / "a")
+
+
+def test_every_way_to_learn_is_measured_and_booked(finished: promptfed.Result) -> None:
+    accuracy, ledger = finished.summary["metrics"]["accuracy"], finished.summary["ledger"]
+
+    assert {"dm_local", "dm_distilled", "fm_dm", *SHARED} <= accuracy.keys()
+    assert all(set(accuracy[arm]["by_client"]) == {"site0", "site1", "site2"} for arm in accuracy)
+    assert 0 < ledger["transfer"]["fm_calls"] <= 150
+    assert ledger["tuning"]["fm_calls"] <= 400
+    events = [json.loads(line) for line in (finished.folder / "events.jsonl").read_text().splitlines()]  # type: ignore[operator]
+    (told,) = [e for e in events if e["kind"] == "distilled"]
+    assert told["n_lessons"].keys() == {"site0", "site1", "site2"}
+    assert all(n > 20 for n in told["n_lessons"].values())
+
+
+def test_no_unlabelled_text_leaves_its_client(finished: promptfed.Result) -> None:
+    folder = finished.folder
+    assert folder is not None
+    for path in folder.rglob("*"):
+        if path.is_file() and "clients" not in path.relative_to(folder).parts:
+            assert CANARY.encode() not in path.read_bytes(), path.name
+    for path in (folder / "clients").glob("journal-*.jsonl"):
+        assert CANARY.encode() not in path.read_bytes(), path.name
+
+
+def test_a_client_s_answers_are_unchanged_by_the_kinds_of_others(config: dict[str, Any]) -> None:
+    alone = run({**config, "domain_model": {}, "evaluation": {"baselines": []}, "distillation": {}})
+    among = run({**config, "evaluation": {"baselines": []}, "distillation": {}})
+
+    local = [r.summary["metrics"]["accuracy"]["dm_local"]["by_client"]["site0"] for r in (alone, among)]
+    assert local[0] == local[1]
+
+
+def test_a_resumed_run_ends_in_the_same_bytes_and_asks_nothing_again(
+    finished: promptfed.Result, tmp_path: Path
+) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(finished.folder, folder)  # type: ignore[arg-type]
+    for file in sorted((folder / "checkpoint" / "tuning").iterdir())[-6:]:
+        file.unlink()  # as if it had been killed while the domain models were taught, or soon after
+    fm = CountingFM(ScriptedFM())
+
+    again = promptfed.resume(folder, fm=fm, encoder=WordEncoder())
+
+    assert fm.n_calls == 0
+    assert again.prompt == finished.prompt
+    for name in ("prompt.json", "clients/site0/stacker.json", "clients/site1/calibration.json"):
+        assert (folder / name).read_bytes() == (finished.folder / name).read_bytes()  # type: ignore[operator]
+
+
+def test_a_limit_on_labels_leaves_the_other_texts_without(config: dict[str, Any]) -> None:
+    limited = read_inputs(load_config(config)).clients
+    everything = read_inputs(load_config({**config, "data": {**config["data"], "max_labels": None}})).clients
+
+    for few, all_ in zip(limited, everything, strict=True):
+        assert (len(few.train), len(few.unlabelled)) == (12, 28 + 20)
+        assert (len(all_.train), len(all_.unlabelled)) == (40, 20)
+        assert few.train.texts == all_.train.texts[:12]
+        assert few.unlabelled == (*all_.train.texts[12:], *all_.unlabelled)
+        assert np.bincount(few.train.labels).min() >= 4  # labels as they are in all
+
+
+def test_the_estimate_counts_the_teaching(config: dict[str, Any]) -> None:
+    phases = estimate(load_config({**config, "fm": {"scorer": "scripted:overlap"}}))["phases"]
+
+    assert phases["transfer"]["fm_calls"] == 150
+
+
+def test_what_is_wrong_is_told_before_anything_is_paid_for(config: dict[str, Any], tmp_path: Path) -> None:
+    stranger = write_texts(tmp_path / "more.csv", ["client,text", "nobody,It seems fine."])
+    wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"domain_model": {"kind": "linar"}}, UnknownNameError, "did you mean 'linear'"),
+        (
+            {"domain_model": {"by_client": {"nobody": "mlp"}}},
+            ConfigError,
+            "'nobody'; the clients are site0, site1, site2",
+        ),
+        ({"data": {**config["data"], "unlabelled": str(stranger)}}, DataError, "client 'nobody'"),
+        ({"partition": {"clients": 2}}, ConfigError, "use data.max_labels"),
+    ]
+    for changes, kind, message in wrong:
+        fm = CountingFM(ScriptedFM())
+        with pytest.raises(kind, match=message):
+            run({**config, **changes}, fm=fm)
+        assert fm.n_calls == 0
+
+    without = {**config, "data": {k: v for k, v in config["data"].items() if k != "public"}}
+    with pytest.raises(ConfigError, match=r"dm_ensemble.*data\.public"):
+        load_config(without)
+
+
+def test_lessons_of_other_labels_are_refused_by_the_client() -> None:
+    with pytest.raises(RunError, match="do not fit this client's 3 labels"):
+        from_others(Lessons(texts=("one",), shares=bytes(2)), 3)
+    assert from_others(Lessons(texts=("one",), shares=bytes([51, 204])), 2).targets.sum() == pytest.approx(0.2)
+
+
+def test_data_without_labels_has_none_to_show() -> None:
+    assert CANARY not in repr(Labelled(texts=(CANARY,), labels=np.array([1])))
