@@ -5,7 +5,9 @@
 
 ``labelsN``: N labelled texts a client, the others unlabelled; 1,000 calls of tuning, then 1,500 in which the FM teaches
 (Setting 1). ``labels32-shuffled``: the same, but what the FM says of an unlabelled text is what it says of another;
-``labels32-random``: the domain models read random vectors. ``all``: all labels, 2,500 calls of tuning, and a cascade.
+``labels32-random``: the domain models read random vectors. ``prompts`` and ``prompts-without``: 500 calls, with and
+without the domain models' votes (Setting 2). ``all``: all labels, 2,500 calls of tuning, and a cascade.
+
 A run is kept in its folder under ``--work`` and goes on where it was stopped; what is measured of it is written to
 benchmarks/results/transfer, text by text in bits.
 """
@@ -46,6 +48,8 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "labels32-shuffled": {"data.max_labels": 32, **FEW},
     "labels32-random": {"data.max_labels": 32, **FEW},
     "labels128": {"data.max_labels": 128, **FEW},
+    "prompts": {"budget.max_fm_calls": 500},
+    "prompts-without": {"budget.max_fm_calls": 500, "method.options.domain_votes": False},
     "all": {"budget.max_fm_calls": 2500, "cascade.target_risk": 0.06, "cascade.max_fm_calls": 1300},
 }
 # part, arm, less arm: what is asked of the issue, and more that tells.
@@ -57,7 +61,7 @@ PAIRS = (
     *(("all", "fm_dm", less) for less in ("fm", "dm_local")),
     ("all", "cascade", "fm_dm"),
 )
-ARMS = ("fm", "fm_dm", "dm_local", "dm_distilled", "cascade")
+ARMS = ("fm", "fm_single", "fm_dm", "dm_local", "dm_distilled", "cascade")
 
 
 class ShuffledTeacher(WrappedFM):
@@ -165,6 +169,11 @@ def table() -> dict[str, Any]:
         for part, found in by_part.items()
         if found
     }
+    with_, without = by_part["prompts"], by_part["prompts-without"]
+    if with_ and len(with_) == len(without):
+        out["votes"] = [
+            {"arm": arm, **asdict(compare(_right(with_, arm), _right(without, arm)))} for arm in ("fm", "fm_single")
+        ]
     out["pairs"] = [
         {"part": part, "arm": arm, "less": less, **asdict(compare(*(_right(found, name) for name in (arm, less))))}
         for part, arm, less in PAIRS

@@ -20,6 +20,7 @@ from promptfed.errors import ConfigError, WireError
 from promptfed.messages.methods import NoisyVotes, unpacked
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import FRAMES, Draft, Materials, draft_like, likely_fields, usable_exemplar
+from promptfed.strategies import proposal
 from promptfed.strategies.base import Federation, Replies, Steps
 from promptfed.strategies.exchanges import picked
 from promptfed.strategies.pool import Pool, by_sets, concluded, distinct
@@ -113,6 +114,22 @@ def materials_of(
         words=federation.words,
         other_words=tuple(map(tuple, other_words)) or ((),) * len(federation.labels),
     )
+
+
+def gather_alone(session: Session, rng: np.random.Generator) -> Steps[Materials]:
+    """`gather` without the domain models: what the FM alone takes for exemplars and words of each label."""
+    federation = session.federation
+    n_write = int(session.milestone * proposal.WRITE_SHARE) * (1 if federation.public else 2)
+    found = yield from gather_openly(session, rng, n_write)
+    n_words = max(0, min(proposal.N_WORDS, proposal.MOST_WORDS // len(federation.labels) - 1))
+    exemplars = [
+        [*framed, *written][: proposal.N_EXEMPLARS] for framed, written in zip(found.framed, found.written, strict=True)
+    ]
+    words = [
+        [word for text in framed if (word := framed_word(text)) not in federation.words][:n_words]
+        for framed in found.framed
+    ]
+    return materials_of(federation, exemplars, words)
 
 
 def drafts_of(materials: Materials, rng: np.random.Generator) -> Iterator[Draft]:

@@ -30,6 +30,7 @@ from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import Draft, Materials, crossover, draft_like, edit
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Card, Federation, Steps
+from promptfed.strategies.open_pool import gather_alone
 from promptfed.strategies.pool import N_SECOND, Pool, by_sets, concluded, distinct, drawn, halved
 from promptfed.strategies.proposal import gather
 from promptfed.strategies.session import N_FINALISTS, Session
@@ -55,9 +56,11 @@ LEAST_TEXTS = 8
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Race:
     """The flagship method. ``first_texts``, over all clients, decide a heat: about 25 tell a hopeless prompt from a
-    fair one. With a small budget it is fewer, so that there is a choice at all."""
+    fair one. With a small budget it is fewer, so that there is a choice at all. Without ``domain_votes`` the FM alone
+    says which words and texts stand for which label, which shows what the domain models add."""
 
     first_texts: Annotated[int, Field(ge=1)] = 25
+    domain_votes: bool = True
 
     name: ClassVar[str] = "race"
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.LABEL_CHOICE, Capability.TEXT})
@@ -76,7 +79,8 @@ class Race:
         needed = int(np.ceil(3 * n_clients * max(1, round(LEAST_TEXTS / n_clients)) / FIRST_SHARE))
         session.require(needed, f"one round of race with {n_clients} clients")
         stop, n_new = heat_size(session.budget, n_clients, self.first_texts)
-        materials = yield from gather(session, rng)
+        votes = self.domain_votes or not federation.labels  # in a generation task nobody votes
+        materials = yield from (gather(session, rng) if votes else gather_alone(session, rng))
         pool = Pool(session, stop)
         finalists = yield from self._first(session, pool, n_new, materials, rng)
         while True:

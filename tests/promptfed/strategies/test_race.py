@@ -392,3 +392,14 @@ def test_a_long_way_to_the_next_milestone_is_searched_and_used_up_where_the_fina
     prompts = {p.prompt_id for r in rounds if r.name == "ask" for p in r.tasks["c000"].prompts}  # type: ignore[union-attr]
     assert len(prompts) > 60
     assert 0.8 * 5000 <= granted(rounds) <= 5000
+
+
+def test_without_votes_the_fm_alone_says_what_stands_for_a_label() -> None:
+    scene = bench(n_words=2)
+
+    prompt = scene.drive(Race(domain_votes=False).run(scene.federation(max_fm_calls=600)), 600)
+
+    rounds = [event["name"] for event in scene.events.events if event["kind"] == "round"]
+    assert "vote" not in rounds
+    assert "weigh" in rounds
+    assert len(prompt.prompts) == 2
