@@ -36,8 +36,13 @@ NAMES = {
     "fm_single_pooled": "best one, new client",
     "fm_personal": "each client's choice",
     "fm_dm": "tuned + own model",
+    "cascade": "cascade",
     "dm_local": "own small model",
+    "dm_distilled": "own, taught by FM",
     "dm_fedavg": "FedAvg model",
+    "dm_fedprox": "FedProx model",
+    "dm_fedadam": "FedAdam model",
+    "dm_ensemble": "taught by all models",
     "zero_shot": "instruction alone",
     "manual_few_shot": "hand-written",
     "manual_few_shot_calibrated": "hand-written, cal.",
@@ -47,7 +52,7 @@ NAMES = {
 # Metrics by another name than their own.
 METRIC_NAMES = {"token_f1": "token F1", "exact_match": "exact match"}
 # What a run ships, not what it is compared with.
-OWN_ARMS = ("fm", "fm_pooled", "fm_single", "fm_single_pooled", "fm_personal", "fm_dm")
+OWN_ARMS = ("fm", "fm_pooled", "fm_single", "fm_single_pooled", "fm_personal", "fm_dm", "cascade")
 CLIENT_ARMS = ("fm", "fm_dm", "dm_local", "manual_few_shot", "zero_shot")
 
 
@@ -122,6 +127,15 @@ class Privacy(_Record):
         return {u: in_all((r.epsilon, r.delta) for r in self.releases if r.unit == u) for u in units}
 
 
+class Cascaded(_Record):
+    """Who answered the held-out texts in a cascade, and how much of it was wrong."""
+
+    target_risk: FiniteFloat
+    share_by_stage: dict[str, FiniteFloat]
+    wrong_by_stage: dict[str, FiniteFloat]
+    realised_risk: FiniteFloat
+
+
 class Summary(_Record):
     """What the report needs of summary.json."""
 
@@ -144,6 +158,7 @@ class Summary(_Record):
     n_dropped_texts: int
     personal: dict[str, int] = Field(default_factory=dict)
     comparisons: dict[str, Paired] = Field(default_factory=dict)
+    cascade: Cascaded | None = None
     ledger: dict[str, PhaseAccount]
     privacy: Privacy
 

@@ -74,6 +74,27 @@ def test_every_way_to_learn_is_measured_and_booked(finished: promptfed.Result) -
     assert all(n > 20 for n in told["n_lessons"].values())
 
 
+def test_the_report_knows_all_that_was_sent_and_measured(finished: promptfed.Result) -> None:
+    report = (finished.folder / "report.html").read_text(encoding="utf-8")  # type: ignore[operator]
+
+    assert "No client text crossed to the server" in report
+    assert "does not know" not in report
+    assert "no description" not in report
+    assert "own, taught by FM" in report
+
+
+def test_a_cascade_is_told_in_the_report(config: dict[str, Any], tmp_path: Path) -> None:
+    plain = {**config, "evaluation": {"baselines": []}, "distillation": {}, "cascade": {"target_risk": 0.45}}
+
+    done = run(plain, tmp_path / "cascade")
+
+    report = (tmp_path / "cascade" / "report.html").read_text(encoding="utf-8")
+    assert set(done.summary["cascade"]["share_by_stage"]) == {"dm", "fm_single_dm", "fm_dm"}
+    assert sum(done.summary["cascade"]["share_by_stage"].values()) == pytest.approx(1.0, abs=1e-3)
+    assert "where 45.0% were allowed" in report
+    assert "does not know" not in report
+
+
 def test_no_unlabelled_text_leaves_its_client(finished: promptfed.Result) -> None:
     folder = finished.folder
     assert folder is not None
