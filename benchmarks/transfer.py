@@ -6,7 +6,8 @@
 ``labelsN``: N labelled texts a client, the others unlabelled; 1,000 calls of tuning, then 1,500 in which the FM teaches
 (Setting 1). ``labels32-shuffled``: the same, but what the FM says of an unlabelled text is what it says of another;
 ``labels32-random``: the domain models read random vectors. ``prompts`` and ``prompts-without``: 500 calls, with and
-without the domain models' votes (Setting 2). ``all``: all labels, 2,500 calls of tuning, and a cascade.
+without the domain models' votes (Setting 2). ``turns``: all labels, `co_tune` for 2,500 calls
+(Setting 3). ``all``: all labels, 2,500 calls of tuning, and a cascade.
 
 A run is kept in its folder under ``--work`` and goes on where it was stopped; what is measured of it is written to
 benchmarks/results/transfer, text by text in bits.
@@ -50,6 +51,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "labels128": {"data.max_labels": 128, **FEW},
     "prompts": {"budget.max_fm_calls": 500},
     "prompts-without": {"budget.max_fm_calls": 500, "method.options.domain_votes": False},
+    "turns": {"method.name": "co_tune", "budget.max_fm_calls": 2500},
     "all": {"budget.max_fm_calls": 2500, "cascade.target_risk": 0.06, "cascade.max_fm_calls": 1300},
 }
 # part, arm, less arm: what is asked of the issue, and more that tells.

@@ -75,9 +75,7 @@ class Race:
         session = Session(federation)
         rng = federation.rng(1)
         n_clients = len(federation.clients)
-        # Of three: with fewer there is nothing to choose.
-        needed = int(np.ceil(3 * n_clients * max(1, round(LEAST_TEXTS / n_clients)) / FIRST_SHARE))
-        session.require(needed, f"one round of race with {n_clients} clients")
+        self.check(session, n_clients)
         stop, n_new = heat_size(session.budget, n_clients, self.first_texts)
         votes = self.domain_votes or not federation.labels  # in a generation task nobody votes
         materials = yield from (gather(session, rng) if votes else gather_alone(session, rng))
@@ -88,6 +86,12 @@ class Race:
             if session.is_over:
                 return prompt
             pool, finalists = yield from self._later(session, pool, finalists, materials, rng)
+
+    def check(self, session: Session, n_clients: int) -> None:
+        """Raises `ConfigError` where the calls up to the first milestone are too few for three drafts: with fewer there
+        is nothing to choose."""
+        needed = int(np.ceil(3 * n_clients * max(1, round(LEAST_TEXTS / n_clients)) / FIRST_SHARE))
+        session.require(needed, f"one round of {self.name} with {n_clients} clients")
 
     def _first(
         self, session: Session, pool: Pool, n_new: int, materials: Materials, rng: np.random.Generator
@@ -105,14 +109,21 @@ class Race:
         return (yield from pool.finalists(known, min(int(budget * SECOND_SHARE), session.left)))
 
     def _later(
-        self, session: Session, pool: Pool, finalists: list[Draft], materials: Materials, rng: np.random.Generator
+        self,
+        session: Session,
+        pool: Pool,
+        finalists: list[Draft],
+        materials: Materials,
+        rng: np.random.Generator,
+        n_gone: int = 0,
     ) -> Steps[tuple[Pool, list[Draft]]]:
         """The pool and the finalists of a later milestone: those of the one before, against new drafts, for the calls
-        that the former can spare."""
+        that the former can spare, less ``n_gone`` that went elsewhere."""
         n_clients = len(session.federation.clients)
         known = [draft.template() for draft in finalists]
         reached, since, calls = session.reach(known, 0), session.spent, spare_calls(session, known)
-        if not calls:
+        calls = max(calls - n_gone, 0)
+        if not calls or not reached:  # a client that never answered: there are no texts that all were asked about
             return pool, finalists
         stop, _ = heat_size(session.budget, n_clients, self.first_texts)
         best = distinct([*finalists, *pool.diverse(N_SECOND)])

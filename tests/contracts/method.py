@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import pytest
+
 from promptfed.errors import ConfigError
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
@@ -155,10 +157,11 @@ class MethodContract:
         of_labels = {"weigh", "vote", "newton"} if self.task.get("labels", True) == () else set()
         assert sent == set(self.method().card.sends) - of_labels
 
-    def test_a_client_that_fails_every_task_costs_its_part_only(self) -> None:
+    @pytest.mark.parametrize("n_milestones", [0, 1])
+    def test_a_client_that_fails_every_task_costs_its_part_only(self, n_milestones: int) -> None:
         scene = self.scene(wrap=lambda inner: Wire(inner, mute=frozenset({"client1"})))
 
-        prompt, _ = self.run(scene)
+        prompt, _ = self.run(scene, milestones=(self.budget // 2,)[:n_milestones])
 
         assert len(prompt.prompts) >= 1
         assert scene.fm.n_calls <= self.budget
