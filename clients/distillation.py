@@ -6,7 +6,7 @@ The client's unlabelled texts go to its FM only; what leaves of them is how many
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from promptfed.errors import RunError
 from promptfed.messages import Distil, Distilled, Lessons, Teach, Votes
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, batch_calibration
-from promptfed.types import DomainModel, FloatArray
+from promptfed.types import FloatArray
 
 if TYPE_CHECKING:
     from clients.client import Client
@@ -46,20 +46,17 @@ def nothing(n_labels: int) -> Taught:
     return Taught(texts=(), targets=np.zeros((0, n_labels)))
 
 
-def from_others(lessons: Lessons, n_labels: int) -> Taught:
-    """Raises `RunError` where the lessons are of other labels than the client's."""
+def from_others(lessons: Lessons, n_labels: int, min_confidence: float = 0.0) -> Taught:
+    """Those that whoever gave them was sure enough of. Raises `RunError` where they are of other labels than the
+    client's."""
     if len(lessons.shares) != len(lessons.texts) * n_labels:
         raise RunError(
             f"{len(lessons.shares)} shares for {len(lessons.texts)} texts do not fit this client's {n_labels} labels"
         )
     shares = np.frombuffer(lessons.shares, dtype=np.uint8).reshape(-1, n_labels).astype(float)
-    total = np.maximum(shares.sum(axis=1, keepdims=True), 1.0)
-    return Taught(texts=lessons.texts, targets=LESSON_WEIGHT * shares / total)
-
-
-def learned(make: Callable[[], DomainModel], texts: Sequence[str], targets: FloatArray, taught: Taught) -> DomainModel:
-    """A model of labelled texts and lessons."""
-    return make().fit([*texts, *taught.texts], np.concatenate([targets, taught.targets]))
+    proba = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1.0)
+    kept = np.flatnonzero(proba.max(axis=1, initial=0.0) >= min_confidence)
+    return Taught(texts=tuple(lessons.texts[i] for i in kept.tolist()), targets=LESSON_WEIGHT * proba[kept])
 
 
 async def teach(client: Client, task: Teach) -> Votes:
@@ -72,7 +69,9 @@ async def teach(client: Client, task: Teach) -> Votes:
 async def lessons_of(client: Client, task: Distil) -> Taught:
     """What the client's domain model is to learn by ``task``, FM calls made."""
     n_labels = len(client.labels)
-    taught = from_others(task.lessons, n_labels) if task.lessons is not None else nothing(n_labels)
+    taught = nothing(n_labels)
+    if task.lessons is not None:
+        taught = from_others(task.lessons, n_labels, task.min_confidence)
     texts = client.data.unlabelled[: task.stop]
     if task.prompt is None or not texts:
         return taught

@@ -15,7 +15,7 @@ from clients.domain_models.linear import LinearHead
 from promptfed.errors import RunError, UnknownNameError
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
-from promptfed.messages import Evaluate, Lessons
+from promptfed.messages import Cascade, Evaluate, Lessons
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, fit
 from promptfed.prompts.template import PromptTemplate
@@ -25,6 +25,8 @@ from tests.support import LABELS, CountingFM, FailingFM, WordEncoder, client_dat
 P = PromptTemplate(text="It seems wonderful.\nLabel: positive\n\nText: {text}\nLabel:", words=LABELS)
 Q = PromptTemplate(text="It seems boring.\nLabel: negative\n\nText: {text}\nLabel:", words=LABELS)
 PAIR = PromptSet(labels=LABELS, prompts=(P, Q), weights=(0.7, 0.3), bias=(0.25, -0.25))
+SINGLE = PromptSet(labels=LABELS, prompts=(P,), weights=(1.0,), bias=(0.0, 0.0))
+CASCADE = Cascade(single=SINGLE, thresholds=(0.9, 0.9), target=0.1)
 LESSONS = Lessons(texts=("It seems superb.", "A stale plot."), shares=bytes([10, 245, 200, 55]))
 
 
@@ -53,9 +55,11 @@ def predict(
     head: tuple[float, ...] = (),
     stack: tuple[float, ...] = (1.0, 0.5),
 ) -> FloatArray:
-    return wait_for(arms.predict(Evaluate(arm=arm, prompt=prompt, parameters=head, stack=stack, lessons=LESSONS), fm))[
-        0
-    ]
+    return wait_for(
+        arms.predict(
+            Evaluate(arm=arm, prompt=prompt, parameters=head, stack=stack, lessons=LESSONS, cascade=CASCADE), fm
+        )
+    )[0]
 
 
 def test_the_pooled_arm_uses_the_calibration_of_the_prompt_set() -> None:

@@ -10,11 +10,25 @@ import pytest
 
 from clients.data import Rows
 from clients.host import ClientHost
-from promptfed.errors import DataError
+from promptfed.errors import DataError, UnknownNameError
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
-from promptfed.messages import Ask, Failed, Join, Joined, MomentSums, Reply, Task, TaskBody, decode_reply, encode
+from promptfed.messages import (
+    Ask,
+    Distil,
+    Distilled,
+    Failed,
+    Join,
+    Joined,
+    MomentSums,
+    Reply,
+    Task,
+    TaskBody,
+    decode_reply,
+    encode,
+)
 from promptfed.messages.retrieval import Found, Search
+from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
 from retrieval.documents import Document
 from retrieval.index import LocalIndex
@@ -22,6 +36,7 @@ from retrieval.owner import IndexOwner, Policy
 from tests.support import JOIN, LABELS, CountingFM, FailingFM, WordEncoder, sentences, wait_for
 
 P = PromptTemplate(text="It seems wonderful.\nLabel: positive\n\nText: {text}\nLabel:", words=LABELS)
+PROMPT = PromptSet(labels=LABELS, prompts=(P,), weights=(1.0,), bias=(0.0, 0.0))
 ASK = Ask(prompts=(P,), stop=12)
 CANARY = "zanzibar4711"
 
@@ -50,6 +65,22 @@ def test_it_joins_with_the_labels_of_the_run(tmp_path: Path) -> None:
     assert isinstance(reply.body, Joined)
     assert (reply.body.n_train, reply.body.n_test) == (20, 10)
     assert reply.body.labels == ("positive", "negative")  # in the run's order; no text is neutral
+
+
+def test_a_host_has_the_domain_model_and_the_unlabelled_texts_that_it_was_given(tmp_path: Path) -> None:
+    more = {"unlabelled": ["It seems fine.", " "], "domain_model": "tfidf_bayes"}
+    host = ClientHost("north", rows(20, 1), [], ScriptedFM(), WordEncoder(), tmp_path, **more)  # type: ignore[arg-type]
+
+    joined = tell(host, JOIN).body
+    lesson = Distil(prompt=PROMPT, stop=1, lessons=None, temperature=1.0, min_confidence=0.0)
+    taught = tell(host, lesson, number=2).body
+
+    assert isinstance(joined, Joined)
+    assert (joined.domain_model, joined.n_unlabelled) == ("tfidf_bayes", 1)
+    assert isinstance(taught, Distilled)
+    assert taught.n_lessons == 1
+    with pytest.raises(UnknownNameError, match="did you mean 'linear'"):
+        ClientHost("north", rows(20, 1), [], ScriptedFM(), WordEncoder(), tmp_path, domain_model="linar")
 
 
 def test_labels_that_the_run_does_not_know_are_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -174,7 +174,9 @@ def test_what_is_wrong_is_told_before_anything_is_paid_for(config: dict[str, Any
 def test_lessons_of_other_labels_are_refused_by_the_client() -> None:
     with pytest.raises(RunError, match="do not fit this client's 3 labels"):
         from_others(Lessons(texts=("one",), shares=bytes(2)), 3)
-    assert from_others(Lessons(texts=("one",), shares=bytes([51, 204])), 2).targets.sum() == pytest.approx(0.2)
+    unsure = Lessons(texts=("one", "two"), shares=bytes([51, 204, 128, 127]))
+    assert from_others(unsure, 2).targets.sum(axis=1) == pytest.approx([0.2, 0.2])
+    assert from_others(unsure, 2, min_confidence=0.7).texts == ("one",)
 
 
 def test_data_without_labels_has_none_to_show() -> None:
