@@ -71,8 +71,7 @@ class Arms:
         ``stop``: on its texts [0, stop) only.
         """
         scores, labels, _ = self._train.get(prompt.prompts, stop)
-        pooled = Calibration(weights=prompt.weights, bias=prompt.bias)
-        return fit(scores, labels, towards=pooled.shifted(self._train.log_prior))
+        return fit(scores, labels, towards=prompt.pooled.shifted(self._train.log_prior))
 
     def choose(self, prompt: PromptSet, offer: Offer) -> Chosen:
         """What the client uses of ``prompt`` and what is on ``offer``; worked out once, when tuning is over."""
@@ -87,38 +86,35 @@ class Arms:
         domain model out of fold.
         """
         scores, labels, rows = self._train.get(prompt.prompts)
-        pooled = Calibration(weights=prompt.weights, bias=prompt.bias).shifted(self._train.log_prior)
+        pooled = prompt.pooled.shifted(self._train.log_prior)
         fm = np.log(cross_fitted_proba(scores, labels, towards=pooled))
         sources = np.stack([fm, self._domain_logits(self._domain.held_out[rows])], axis=1)
         total = sums(sources, labels, Calibration(weights=weights, bias=(0.0,) * self._n_labels))
         n = len(weights)
         return NewtonSums(n=total.n, loss=total.loss, gradient=total.gradient[:n], hessian=total.hessian[:n, :n])
 
-    def domain_calibration(self) -> Calibration:
-        """Of the domain model, on all training texts, which are more than those that the FM scored."""
-        unchanged = Calibration(weights=(1.0,), bias=(0.0,) * self._n_labels)
-        return fit(self._domain.held_out[:, None], self._data.train.labels, towards=unchanged)
-
     def _domain_logits(self, logp: FloatArray) -> FloatArray:
         """Calibrated, less the label proportions (n, K): the FM's calibration knows them, and they count once."""
-        return np.asarray(self.domain_calibration().logits(logp[:, None]) - self._train.log_prior)
+        return np.asarray(self._domain.calibration.logits(logp[:, None]) - self._train.log_prior)
+
+    def _weighed(self, prompt: PromptSet, stack: tuple[float, ...], logp: FloatArray) -> FloatArray:
+        """Probabilities (n_test, K) of FM and domain model together; ``logp`` (n_test, K) is what the latter says."""
+        scores = self._test.get(prompt.prompts)[0]
+        logits = stack[0] * self.calibrate(prompt).logits(scores) + stack[1] * self._domain_logits(logp)
+        return np.asarray(softmax(logits, axis=1))
 
     async def cascade(self, task: Evaluate, fm: BaseFM) -> tuple[Passed, float]:
         """What comes of ``task.cascade`` on the held-out texts, and the FM calls that one prediction takes."""
         if task.cascade is None or task.prompt is None or len(task.stack) != 2:
             raise RunError(f"arm {task.arm!r} needs a prompt, the weights of FM and domain model, and thresholds")
-        single, prompt, (fm_weight, dm_weight) = task.cascade.single, task.prompt, task.stack
+        single, prompt, stack = task.cascade.single, task.prompt, task.stack
         await self._test.ask(fm, [*single.prompts, *prompt.prompts], len(self._data.test))
-        domain = self.domain_calibration().logits(
-            smoothed(self._domain.model.predict_proba(self._data.test.texts))[:, None]
+        logp = smoothed(self._domain.model.predict_proba(self._data.test.texts))
+        stages = (
+            lambda: self._domain.calibration.predict_proba(logp[:, None]),
+            lambda: self._weighed(single, stack, logp),
+            lambda: self._weighed(prompt, stack, logp),
         )
-
-        def weighed(prompts: PromptSet) -> FloatArray:
-            scores = self._test.get(prompts.prompts)[0]
-            logits = fm_weight * self.calibrate(prompts).logits(scores)
-            return np.asarray(softmax(logits + dm_weight * (domain - self._train.log_prior), axis=1))
-
-        stages = (lambda: np.asarray(softmax(domain, axis=1)), lambda: weighed(single), lambda: weighed(prompt))
         passed = passed_through(stages, task.cascade.thresholds)
         return passed, passed.calls(task.cascade, prompt)
 
@@ -142,14 +138,12 @@ class Arms:
         if task.arm in RAW:
             return np.exp(scores[:, 0]), calls
         if kind_of(task.arm) in POOLED:
-            return Calibration(weights=prompt.weights, bias=prompt.bias).predict_proba(scores), calls
+            return prompt.pooled.predict_proba(scores), calls
         if task.arm == "fm_dm":
             if len(task.stack) != 2:
                 raise RunError(f"arm {task.arm!r} needs the weights of FM and domain model")
-            domain = smoothed(self._domain.model.predict_proba(self._data.test.texts))
-            fm_weight, dm_weight = task.stack
-            logits = fm_weight * self.calibrate(prompt).logits(scores) + dm_weight * self._domain_logits(domain)
-            return np.asarray(softmax(logits, axis=1)), calls
+            logp = smoothed(self._domain.model.predict_proba(self._data.test.texts))
+            return self._weighed(prompt, task.stack, logp), calls
         return self.calibrate(prompt, task.stop).predict_proba(scores), calls
 
     def _domain_model_of(self, task: Evaluate) -> DomainModel:

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
-from clients.distillation import pooled_of
 from promptfed.messages import Cascade, Risk, RiskCounts
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import cross_fitted_proba
@@ -41,6 +40,12 @@ class Passed:
         all_ = single | {p.prompt_id for p in prompt.prompts}
         return float(np.array([0, len(single), len(all_)])[self.stage].mean()) if len(self.stage) else 0.0
 
+    def by_stage(self, labels: IntArray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """How many texts each stage answered, and how many of them wrongly."""
+        wrong = self.stage[self.proba.argmax(axis=1) != labels]
+        answered, missed = (np.bincount(stages, minlength=len(STAGES)).tolist() for stages in (self.stage, wrong))
+        return tuple(answered), tuple(missed)
+
 
 def passed_through(stages: Sequence[Callable[[], FloatArray]], thresholds: Sequence[float]) -> Passed:
     """``stages`` give probabilities (n, K); each but the last answers where the largest reaches its threshold."""
@@ -63,11 +68,11 @@ def risk_counts(client: Client, task: Risk) -> RiskCounts:
     """Of the texts that reach the stage after ``task.thresholds``: how many it would answer at each of the thresholds
     that are tried, and how many of those wrongly."""
     labels = client.data.train.labels
-    domain = client.arms.domain_calibration().logits(client.domain.held_out[:, None])
+    domain = client.domain.calibration.logits(client.domain.held_out[:, None])
     proba = softmax(domain, axis=1)
     if task.thresholds:
         scores, _, rows = client.scores.get(task.single.prompts)
-        pooled = pooled_of(task.single).shifted(client.scores.log_prior)
+        pooled = task.single.pooled.shifted(client.scores.log_prior)
         single = np.log(cross_fitted_proba(scores, labels[rows], towards=pooled))
         weighed = task.stack[0] * single + task.stack[1] * (domain[rows] - client.scores.log_prior)
         unsure = proba[rows].max(axis=1, initial=0.0) < task.thresholds[0]

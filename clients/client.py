@@ -16,7 +16,7 @@ import numpy as np
 
 from clients.answers import AnswerStore
 from clients.arms import Arms
-from clients.cascade import STAGES, risk_counts
+from clients.cascade import risk_counts
 from clients.data import ClientData, Labelled, client_rng
 from clients.distillation import judged, lessons_of, teach
 from clients.domain_models.base import save_model
@@ -67,7 +67,7 @@ from promptfed.messages import (
 )
 from promptfed.privacy.secret import Secret
 from promptfed.prompts.calibration import Calibration, mix, moments, sums
-from promptfed.types import Encoder, IntArray
+from promptfed.types import Encoder
 from retrieval.encoder import DividedEncoder
 
 
@@ -264,7 +264,7 @@ class Client:
             {
                 "prompt_id": task.prompt.prompt_id,
                 "weights": task.stack,
-                "domain_calibration": asdict(self.arms.domain_calibration()),
+                "domain_calibration": asdict(self.domain.calibration),
                 "log_prior": self.scores.log_prior.tolist(),
             },
         )
@@ -293,14 +293,18 @@ class Client:
         return judged(before, after, self.data.train.labels, len(taught))
 
     async def _evaluate(self, task: Evaluate) -> Evaluated:
+        answered = wrong = tuple[int, ...]()
         if self.labels:
-            proba, calls = await self.arms.predict(task, self.fm)
+            if task.arm == "cascade":
+                passed, calls = await self.arms.cascade(task, self.fm)
+                proba = passed.proba
+                answered, wrong = passed.by_stage(self.data.test.labels)
+            else:
+                proba, calls = await self.arms.predict(task, self.fm)
             labels = self.data.test.labels
             values, errors = metrics.with_errors(proba, labels, client_rng(self._seed, self.client_id, 7))
             record = {"labels": labels.tolist(), "proba": np.round(proba, 6).tolist()}
-            answered, wrong = await self._by_stage(task, labels)
         else:
-            answered = wrong = ()
             measured, calls = await self._held_out.measure(task, self.fm)
             values, errors = answers.with_errors(measured)
             record = {metric: np.round(each, 6).tolist() for metric, each in measured.items()}
@@ -316,15 +320,6 @@ class Client:
             answered=answered,
             wrong=wrong,
         )
-
-    async def _by_stage(self, task: Evaluate, labels: IntArray) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of a cascade: how many texts each stage answered, and how many of them wrongly."""
-        if task.arm != "cascade":
-            return (), ()
-        passed, _ = await self.arms.cascade(task, self.fm)
-        wrong = passed.stage[passed.proba.argmax(axis=1) != labels]
-        n = len(STAGES)
-        return tuple(np.bincount(passed.stage, minlength=n).tolist()), tuple(np.bincount(wrong, minlength=n).tolist())
 
     def _keep(self, name: str, content: object) -> None:
         if self.folder is not None:

@@ -61,7 +61,7 @@ def from_others(lessons: Lessons, n_labels: int, min_confidence: float = 0.0) ->
 
 async def teach(client: Client, task: Teach) -> Votes:
     """What the FM says of public texts under the pooled calibration, which is for balanced labels."""
-    proba, failed = await _said(client, task.prompt, task.texts, pooled_of(task.prompt))
+    proba, failed = await _said(client, task.prompt, task.texts, task.prompt.pooled)
     proba[failed] = 1.0 / proba.shape[1]
     return Votes(n_labels=proba.shape[1], shares=np.rint(proba * 255).astype(np.uint8).tobytes())
 
@@ -94,10 +94,6 @@ def soft_labels(
     logits = calibration.logits(scores)
     sure = softmax(logits, axis=1).max(axis=1) >= min_confidence
     return np.asarray(sure), np.asarray(softmax(logits / temperature, axis=1))
-
-
-def pooled_of(prompt: PromptSet) -> Calibration:
-    return Calibration(weights=prompt.weights, bias=prompt.bias)
 
 
 def _teacher(client: Client, prompt: PromptSet, scores: FloatArray) -> Calibration:

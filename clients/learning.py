@@ -12,6 +12,7 @@ from clients.data import ClientData
 from clients.distillation import Taught, nothing
 from clients.domain_models.base import Averageable, make_domain_model, out_of_fold, smoothed
 from promptfed.errors import RunError
+from promptfed.prompts.calibration import Calibration, fit
 from promptfed.types import DomainModel, Encoder, FloatArray
 
 # Local steps of a round of averaging; of a linear model, iterations of L-BFGS.
@@ -49,25 +50,31 @@ class Learning:
     @cached_property
     def model(self) -> DomainModel:
         """The domain model in use: of labelled texts and lessons."""
-        return self._student(self.taught).fit(self._data.train.texts, self.targets) if len(self.taught) else self.own
+        return self.of(self.taught) if len(self.taught) else self.own
 
     @cached_property
     def held_out(self) -> FloatArray:
         """The log-probabilities (n, K) of each labelled text by a model that did not see it."""
-        return smoothed(self._held_out(self.taught))
+        return smoothed(out_of_fold(lambda: Student(self.make(), self.taught), self._data.train.texts, self.targets))
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Of the domain model, on all labelled texts, which are more than those that the FM scored."""
+        unchanged = Calibration(weights=(1.0,), bias=(0.0,) * self.targets.shape[1])
+        return fit(self.held_out[:, None], self._data.train.labels, towards=unchanged)
 
     def learn(self, taught: Taught) -> tuple[FloatArray, FloatArray]:
         """Take ``taught`` for what there is to learn beside the labelled texts. Returns probabilities (n, K) of the
         labelled texts, each by a model that did not see it: before, and after."""
         before = np.exp(self.held_out)
         self.taught = taught
-        for name in ("model", "held_out"):
+        for name in ("model", "held_out", "calibration"):
             self.__dict__.pop(name, None)
         return before, np.exp(self.held_out)
 
     def of(self, taught: Taught) -> DomainModel:
         """A model of the labelled texts and ``taught``, which is not kept."""
-        return self._student(taught).fit(self._data.train.texts, self.targets)
+        return Student(self.make(), taught).fit(self._data.train.texts, self.targets)
 
     def trained(self, parameters: Sequence[float], proximal: float) -> FloatArray:
         """Parameters after some local steps from ``parameters``, or from the start where there are none; none of a
@@ -86,12 +93,6 @@ class Learning:
             return self.own
         model.parameters = self._fitting(model, parameters)
         return model
-
-    def _student(self, taught: Taught) -> Student:
-        return Student(self.make(), taught)
-
-    def _held_out(self, taught: Taught) -> FloatArray:
-        return out_of_fold(lambda: self._student(taught), self._data.train.texts, self.targets)
 
     def _fitting(self, model: Averageable, parameters: Sequence[float]) -> FloatArray:
         flat = np.array(parameters)

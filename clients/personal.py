@@ -27,7 +27,7 @@ from clients.scores import ScoreStore
 from evaluators.compare import holm
 from promptfed.messages import Choice, Offer
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.calibration import Calibration, mix
+from promptfed.prompts.calibration import mix
 from promptfed.types import FloatArray, IntArray
 
 LEVEL = 0.05
@@ -52,8 +52,7 @@ def choose(store: ScoreStore, tuned: PromptSet, offer: Offer) -> Chosen:
         return Chosen(choice="global", prompt=tuned)
 
     def scored(prompts: PromptSet) -> FloatArray:
-        pooled = Calibration(weights=prompts.weights, bias=prompts.bias)
-        return store.proper_scores(prompts.prompts, task.stop, pooled, beside=task.prompts)
+        return store.proper_scores(prompts.prompts, task.stop, prompts.pooled, beside=task.prompts)
 
     sets = _sets(tuned, offer)
     by_set = np.stack([scored(s) for s in sets], axis=1)

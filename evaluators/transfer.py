@@ -55,7 +55,7 @@ def transfer(
         masked = np.ma.stack([model.score_labels(p, texts) for p in prompt.prompts], axis=1)
         bad = np.asarray(np.ma.getmaskarray(masked).any(axis=(1, 2)))
         scores = np.asarray(masked.data)
-        stored = Calibration(weights=prompt.weights, bias=prompt.bias)
+        stored = prompt.pooled
         right[ORIGIN if model is origin else STORED] = _right(scores, bad, labels, stored)
         failed[model.fm_id] = int(bad.sum())
         if model is fm:

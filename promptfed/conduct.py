@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, get_args
 
 import numpy as np
 
@@ -43,7 +43,7 @@ TUNING: Final = "tuning"
 # The arms that every run measures, in this order: those that share prompts share FM calls.
 TUNED_ARMS = ("fm", "fm_pooled", "fm_single", "fm_personal", "fm_dm", "dm_local")
 READ_ARMS = ("fm", "fm_pooled", "fm_single", "fm_single_pooled", "fm_personal")
-AVERAGES: Mapping[str, Rule] = {"dm_fedavg": "fedavg", "dm_fedprox": "fedprox", "dm_fedadam": "fedadam"}
+AVERAGES: Mapping[str, Rule] = {f"dm_{rule}": rule for rule in get_args(Rule)}
 # Without labels nothing is calibrated, and there are no domain models.
 ANSWER_ARMS = ("fm", "fm_single")
 # Texts a client that calibrate the hand-written prompt: as many as the tuned prompts typically get.

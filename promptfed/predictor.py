@@ -136,9 +136,8 @@ class Predictor:
         found: dict[int, tuple[Hit, ...]] = {}
         asked: dict[int, tuple[PromptTemplate, ...]] = {}
         scores: dict[str, dict[int, FloatArray | None]] = {}
-        steps = [(1, self._single), (2, self._final)] if self._single is not None else [(2, self._final)]
-        for number, step in steps:
-            assert step is not None
+        steps = [] if self._single is None else [(1, self._single)]
+        for number, step in (*steps, (2, self._final)):
             if self._thresholds:
                 unsure = passes_on(proba, stage, number - 1, self._thresholds)
                 stage[unsure] = number

@@ -57,6 +57,11 @@ class PromptSet:
             raise DataError(f"a prompt set for {len(self.labels)} labels needs that many biases and label words")
 
     @property
+    def pooled(self) -> Calibration:
+        """The calibration that goes with it, over all clients' texts."""
+        return Calibration(weights=self.weights, bias=self.bias)
+
+    @property
     def prompt_id(self) -> str:
         """Content hash; the name under which a prompt is cited."""
         return content_hash(self._record(), 16)
@@ -88,7 +93,7 @@ class PromptSet:
     ) -> list[Prediction]:
         """`predict` where the label scores (n, n_labels) of each prompt are there already."""
         masked = np.ma.stack(scores, axis=1)
-        used = calibration or Calibration(weights=self.weights, bias=self.bias)
+        used = calibration or self.pooled
         if len(used.weights) != len(self.prompts) or len(used.bias) != len(self.labels):
             raise DataError(f"the calibration is for {len(used.weights)} prompts, the set has {len(self.prompts)}")
         failed = np.atleast_1d(np.ma.getmaskarray(masked).any(axis=(1, 2)))

@@ -17,16 +17,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, TypeVar
 
+import numpy as np
 from pydantic import Field
 
 from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.grammar import Draft, Materials
 from promptfed.strategies.base import Card, Federation, Reading, Steps
 from promptfed.strategies.distillation import Learned, distil
-from promptfed.strategies.pool import Pool, concluded
-from promptfed.strategies.proposal import gather
-from promptfed.strategies.race import Race, heat_size
+from promptfed.strategies.pool import Pool
+from promptfed.strategies.race import Race
 from promptfed.strategies.session import Session
-from promptfed.types import Capability
 
 T = TypeVar("T")
 
@@ -41,7 +41,6 @@ class CoTune(Race):
     min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.9
 
     name: ClassVar[str] = "co_tune"
-    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.LABEL_CHOICE, Capability.TEXT})
     card: ClassVar[Card] = Card(
         paper="Setting 3 of Ten Challenging Problems in Federated Foundation Models (arXiv 2502.12176); race",
         sends=frozenset({"write", "weigh", "vote", "ask", "score", "newton", "teach", "distil"}),
@@ -59,30 +58,29 @@ class CoTune(Race):
             if reading.milestone in wanted:
                 federation.read(reading)
 
-        session = Session(replace(federation, milestones=tuple(sorted(wanted | ends))[:-1], read=read))
-        rng = federation.rng(1)
-        n_clients = len(federation.clients)
-        self.check(session, n_clients)
-        stop, n_new = heat_size(session.budget, n_clients, self.first_texts)
-        materials = yield from gather(session, rng)
-        pool = Pool(session, stop)
-        finalists = yield from self._first(session, pool, n_new, materials, rng)
+        better: list[Materials] = []  # what the domain models last voted for, once they were taught
         goes_on = True
-        while True:
-            prompt = yield from concluded(session, finalists)
-            if session.is_over:
-                return prompt
+
+        def later(
+            session: Session, pool: Pool, finalists: list[Draft], materials: Materials, rng: np.random.Generator
+        ) -> Steps[tuple[Pool, list[Draft]]]:
+            nonlocal goes_on
             taught, since = False, session.spent
             if goes_on:
                 learned = yield from self._taught(session, last[-1])
-                taught = learned.after > learned.before
-                materials = (yield from gather(session, rng)) if taught else materials
+                if taught := learned.after > learned.before:
+                    better[:] = [(yield from self._materials(session, rng))]
             before = {draft.template().prompt_id for draft in finalists}
             n_gone = session.spent - since
-            pool, finalists = yield from self._later(session, pool, finalists, materials, rng, n_gone)
+            now = better[0] if better else materials
+            pool, finalists = yield from self._later(session, pool, finalists, now, rng, n_gone)
             found = any(draft.template().prompt_id not in before for draft in finalists)
             goes_on = goes_on and (taught or found)
             federation.log("turn", {"taught": taught, "found": found, "goes_on": goes_on})
+            return pool, finalists
+
+        session = Session(replace(federation, milestones=tuple(sorted(wanted | ends))[:-1], read=read))
+        return (yield from self._race(session, federation.rng(1), later))
 
     def _taught(self, session: Session, reading: Reading) -> Steps[Learned]:
         """Teach the domain models for a share of the calls up to the next milestone."""

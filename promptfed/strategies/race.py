@@ -51,6 +51,7 @@ ENOUGH_TEXTS = 200
 N_NEWCOMERS = 2
 # Texts, over all clients, that decide a first heat at least, where the budget is too small for more.
 LEAST_TEXTS = 8
+Later = Callable[[Session, Pool, list[Draft], Materials, np.random.Generator], Steps[tuple[Pool, list[Draft]]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,26 +73,27 @@ class Race:
     )
 
     def run(self, federation: Federation) -> Steps[PromptSet]:
-        session = Session(federation)
-        rng = federation.rng(1)
-        n_clients = len(federation.clients)
-        self.check(session, n_clients)
+        return (yield from self._race(Session(federation), federation.rng(1), self._later))
+
+    def _race(self, session: Session, rng: np.random.Generator, later: Later) -> Steps[PromptSet]:
+        """The whole of it; ``later`` gives the pool and the finalists of each milestone after the first."""
+        n_clients = len(session.federation.clients)
+        # Of three: with fewer there is nothing to choose.
+        needed = int(np.ceil(3 * n_clients * max(1, round(LEAST_TEXTS / n_clients)) / FIRST_SHARE))
+        session.require(needed, f"one round of {self.name} with {n_clients} clients")
         stop, n_new = heat_size(session.budget, n_clients, self.first_texts)
-        votes = self.domain_votes or not federation.labels  # in a generation task nobody votes
-        materials = yield from (gather(session, rng) if votes else gather_alone(session, rng))
+        materials = yield from self._materials(session, rng)
         pool = Pool(session, stop)
         finalists = yield from self._first(session, pool, n_new, materials, rng)
         while True:
             prompt = yield from concluded(session, finalists)
             if session.is_over:
                 return prompt
-            pool, finalists = yield from self._later(session, pool, finalists, materials, rng)
+            pool, finalists = yield from later(session, pool, finalists, materials, rng)
 
-    def check(self, session: Session, n_clients: int) -> None:
-        """Raises `ConfigError` where the calls up to the first milestone are too few for three drafts: with fewer there
-        is nothing to choose."""
-        needed = int(np.ceil(3 * n_clients * max(1, round(LEAST_TEXTS / n_clients)) / FIRST_SHARE))
-        session.require(needed, f"one round of {self.name} with {n_clients} clients")
+    def _materials(self, session: Session, rng: np.random.Generator) -> Steps[Materials]:
+        votes = self.domain_votes or not session.federation.labels  # in a generation task nobody votes
+        return (yield from (gather(session, rng) if votes else gather_alone(session, rng)))
 
     def _first(
         self, session: Session, pool: Pool, n_new: int, materials: Materials, rng: np.random.Generator

@@ -130,7 +130,7 @@ def test_fm_and_domain_model_are_weighed_together() -> None:
     domain = smoothed(client.domain.model.predict_proba(client.data.test.texts))
     # The FM's calibration knows the label proportions, 16/22 and 6/22; the domain model's share of them is taken off.
     half = 0.5 * np.log(16 / 6)
-    own = arms.domain_calibration().logits(domain[:, None]) - np.array([-half, half])
+    own = client.domain.calibration.logits(domain[:, None]) - np.array([-half, half])
 
     got = predict(arms, fm, "fm_dm", stack=(1.5, 0.25))
 

@@ -62,7 +62,7 @@ def test_the_first_stage_is_judged_by_all_labelled_texts_and_without_an_fm_call(
 
     counts = ask(client, risk(), grant=0)
 
-    proba = softmax(client.arms.domain_calibration().logits(client.domain.held_out[:, None]), axis=1)
+    proba = softmax(client.domain.calibration.logits(client.domain.held_out[:, None]), axis=1)
     wrong = proba.argmax(axis=1) != client.data.train.labels
     assert counts == RiskCounts(
         n=40,
