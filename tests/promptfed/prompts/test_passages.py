@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from promptfed.errors import ConfigError
@@ -32,6 +32,7 @@ def test_passages_stand_quoted_before_the_text_that_is_asked_about() -> None:
     assert grounded(short, ["One."]).text == f'{HEADING}\n[1] "One."\n\n{{text}} is'
 
 
+@example(["a <"])
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=4))
 def test_no_passage_ends_its_quotation_or_brings_a_slot(passages: list[str]) -> None:
     prompt = grounded(PROMPT, passages)
