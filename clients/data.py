@@ -98,27 +98,25 @@ def assemble(
     unlabelled: Sequence[tuple[str, str]] = (),
     max_labels: int | None = None,
 ) -> list[ClientData]:
-    """One `ClientData` a client of ``train``, sorted by id, training texts in scoring order (`scoring_order`).
+    """One `ClientData` a client, sorted by id, training texts in scoring order (`scoring_order`).
 
     Without ``labels`` the task is generation: what stands in their column are answers. ``unlabelled``: texts (client,
     text) besides. With ``max_labels``, only the first so many training texts of a client keep their label, and the
     others are unlabelled.
 
-    Rows with an empty text are dropped and counted. A test label or client that train lacks is a `DataError`, and so
-    is a client id that can't name a folder.
+    Rows with an empty text are dropped and counted. A client needs a text in ``train`` or ``unlabelled``: one without
+    is a `DataError`, and so are an unknown label and a client id that can't name a folder.
     """
     index = {label: k for k, label in enumerate(labels)}
-    more: dict[str, list[str]] = {client: [] for client, _, _ in train}
+    more: dict[str, list[str]] = {client: [] for client in (*(c for c, _, _ in train), *(c for c, _ in unlabelled))}
     for client, text in unlabelled:
-        if client not in more:
-            raise DataError(f"unlabelled texts are of client {client[:_SHOWN]!r}, who has no training text")
         if text.strip():
             more[client].append(text)
     for name, rows in (("train", train), ("test", test)):
         unknown = sorted({label for _, _, label in rows} - set(labels))
         if labels and unknown:
             raise DataError(f"{name} has labels {', '.join(unknown)}; expected {', '.join(labels)}")
-    clients = sorted({client for client, _, _ in train})
+    clients = sorted(more)
     for client in clients:
         _check_client_id(client)
     strangers = sorted({client for client, _, _ in test} - set(clients))
@@ -134,7 +132,7 @@ def assemble(
                 n_dropped[client] += 1
     out = []
     for client, (mine, held_out) in of_client.items():
-        if not mine:
+        if not mine and not more[client]:
             raise DataError(f"client {client[:_SHOWN]!r} has no training text left after empty ones were dropped")
         order = scoring_order(np.array([index.get(y, 0) for _, y in mine]), client_rng(seed, client))
         ordered = [mine[i] for i in order]

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from clients.client import Client
-from clients.data import Rows, assemble
+from clients.data import ClientData, Rows, assemble
 from promptfed.errors import DataError, RunError, WireError
 from promptfed.files import write_whole
 from promptfed.fm.base import BaseFM
@@ -65,7 +65,7 @@ class ClientHost:
             "fm": fm.fm_id,
             "encoder": encoder.encoder_id,
         }
-        assemble(train, test, sorted({label for _, _, label in [*train, *test]}), 0)
+        self._assembled(sorted({label for _, _, label in [*train, *test]}), 0)
         self._run = ""
         self._selves: dict[str, Client] = {}
         self._join: Join | None = None
@@ -112,7 +112,7 @@ class ClientHost:
         kept = self._folder / task.run / "run.json"
         if isinstance(task.body, Join):
             # What the labels make of the data is checked before anything is written.
-            assemble(self._train, self._test, task.body.labels, task.body.seed)
+            self._assembled(task.body.labels, task.body.seed)
         if kept.exists():
             record = json.loads(kept.read_text(encoding="utf-8"))
             if changed := [name for name, value in self._basis.items() if record.get(name) != value]:
@@ -128,10 +128,14 @@ class ClientHost:
             raise RunError(f"run {task.run} was never joined")
         self._run, self._selves, self._join = task.run, {}, join
 
+    def _assembled(self, labels: Sequence[str], seed: int) -> ClientData:
+        (data,) = assemble(self._train, self._test, labels, seed, unlabelled=self._unlabelled)
+        return data
+
     async def _wake(self, run: str, fleet: str) -> Client:
         if self._join is None:
             raise RunError("no run was joined")
-        (data,) = assemble(self._train, self._test, self._join.labels, self._join.seed, unlabelled=self._unlabelled)
+        data = self._assembled(self._join.labels, self._join.seed)
         folder = self._folder / run
         journal = RecordingFM(Retrying(self._fm), folder / f"journal-{fleet}.jsonl")
         client = Client(

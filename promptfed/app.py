@@ -124,6 +124,8 @@ def read_inputs(config: Config) -> Inputs:
     labels: tuple[str, ...] = ()
     if config.task.kind == "classification":
         labels = config.task.labels or tuple(sorted({label for _, _, label in train}))
+    if config.task.kind == "classification" and not labels:
+        raise DataError("no training text has a label to learn the task's labels from; give them in task.labels")
     if len(labels) == 1:
         raise DataError(f"the training data has one label only ({labels[0]!r}); give the others in task.labels")
     clients = assemble(
@@ -143,7 +145,7 @@ def _read_labelled(config: Config) -> tuple[Rows, Rows]:
         train = read_rows(data.train, client=owner, **columns)
         return train, read_rows(data.test, client=owner, **columns) if data.test else []
     columns = {"client_column": "", "text_column": text_column, "label_column": label_column}
-    train = [row for c in config.clients for row in read_rows(c.train, client=c.id, **columns)]
+    train = [row for c in config.clients if c.train for row in read_rows(c.train, client=c.id, **columns)]
     test = [row for c in config.clients if c.test for row in read_rows(c.test, client=c.id, **columns)]
     return train, test
 

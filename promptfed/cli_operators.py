@@ -43,9 +43,11 @@ def server_command(
 
 @app.command("client")
 def client_command(
-    data: Annotated[Path, typer.Option("--data", help="CSV file of this client's training texts.")],
     client_id: Annotated[str, typer.Option("--id", help="This client's id, as the server knows it.")],
     server: Annotated[str, typer.Option("--server", help="Where the server is, HOST:PORT.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="CSV file of this client's training texts, with labels.")
+    ] = None,
     test: Annotated[
         Path | None,
         typer.Option(

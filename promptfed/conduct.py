@@ -30,11 +30,17 @@ from promptfed.fm.base import lacking
 from promptfed.ledger import Ledger, Phase
 from promptfed.messages import Cascade, Evaluate, Evaluated, Join, Joined, Offer
 from promptfed.prompts.artefact import PromptSet
-from promptfed.prompts.template import PromptTemplate
 from promptfed.registry import methods_for
 from promptfed.report.build import build_report
 from promptfed.strategies.base import Federation, Reading, Strategy, needs_of
-from promptfed.strategies.baselines import Centralised, ManualFewShot, each_alone, manual_prompt, zero_shot_prompt
+from promptfed.strategies.baselines import (
+    Centralised,
+    ManualFewShot,
+    as_it_is,
+    each_alone,
+    manual_prompt,
+    zero_shot_prompt,
+)
 from promptfed.strategies.distillation import distil
 from promptfed.types import SoftSpace, satisfies
 
@@ -251,6 +257,12 @@ class Conductor(ABC):
         """Let the method refuse a budget before anything is paid for, also the share of one client alone."""
         next(self.method.run(unread(federation, milestones=federation.milestones)), None)
         baselines = self.config.evaluation.baselines if is_measured else ()
+        trained = [name for name in baselines if name in (*AVERAGES, "dm_ensemble")]
+        if trained and not any(federation.clients.values()):
+            raise ConfigError(
+                f"evaluation.baselines has {trained[0]}, and no client has a labelled text to train a domain model on: "
+                "leave the baseline out"
+            )
         if "manual_few_shot" in baselines:
             manual_prompt(federation, self.config.evaluation.manual_prompt)
         if "local_only" in baselines:
@@ -326,17 +338,17 @@ class Conductor(ABC):
                 continue
             server = self.open(name)
             if name == "zero_shot":
-                await self._measure(server, name, _raw(federation, zero_shot_prompt(federation)), n_test)
+                await self._measure(server, name, as_it_is(federation, zero_shot_prompt(federation)), n_test)
             elif name == "manual_few_shot":
                 if not federation.labels:  # nothing to calibrate
                     by_hand = manual_prompt(federation, self.config.evaluation.manual_prompt)
-                    await self._measure(server, name, _raw(federation, by_hand), n_test)
+                    await self._measure(server, name, as_it_is(federation, by_hand), n_test)
                     continue
                 n_calls = sum(min(MANUAL_CALIBRATION_TEXTS, n) for n in federation.clients.values())
                 method = ManualFewShot(prompt=self.config.evaluation.manual_prompt)
                 tuned = await self.tune(server, method, unread(federation, max_fm_calls=n_calls), "baselines")
-                as_it_is = _raw(federation, replace(tuned.prompts[0], readout=()))
-                await self._measure(server, name, as_it_is, n_test)
+                raw = as_it_is(federation, replace(tuned.prompts[0], readout=()))
+                await self._measure(server, name, raw, n_test)
                 await self._measure(server, f"{name}_calibrated", tuned, n_test)
             elif name == "dm_ensemble":
                 public = ensemble(list(federation.clients), len(federation.labels), federation.public)
@@ -353,8 +365,9 @@ class Conductor(ABC):
     async def _local_only(self, server: Server, federation: Federation, n_test: Mapping[str, int]) -> None:
         """Each client alone, with its share of the calls."""
         measured = self._arms["fm"]  # who is gone, or has no held-out texts, is not measured here either
-        share = federation.max_fm_calls // len(federation.clients)
-        here = {client: n for client, n in federation.clients.items() if client in measured}
+        labelled = {client: n for client, n in federation.clients.items() if n}
+        share = federation.max_fm_calls // len(labelled)
+        here = {client: n for client, n in labelled.items() if client in measured}
         found: list[Reading] = []
         alone = unread(
             federation, clients=here, max_fm_calls=share * len(here), read=found.append, log=self._hear_alone
@@ -492,8 +505,3 @@ def unread(federation: Federation, **changes: Any) -> Federation:
 
 
 def _silent(*_: Any) -> None: ...
-
-
-def _raw(federation: Federation, prompt: PromptTemplate) -> PromptSet:
-    """A single prompt as it is, without calibration."""
-    return PromptSet(labels=federation.labels, prompts=(prompt,), weights=(1.0,), bias=(0.0,) * len(federation.labels))

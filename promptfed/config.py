@@ -22,10 +22,10 @@ class _Section(BaseModel):
 
 
 class ClientFiles(_Section):
-    """``[[clients]]``: one organisation with files of its own."""
+    """``[[clients]]``: one organisation with files of its own; without ``train``, it has no label."""
 
     id: str = Field(min_length=1)
-    train: Path
+    train: Path | None = None
     test: Path | None = None
     unlabelled: Path | None = None
     domain_model: str | None = None
@@ -40,7 +40,7 @@ class Data(_Section):
     test: Path | None = None
     public: Path | None = None
     unlabelled: Path | None = None
-    max_labels: int | None = Field(ge=1, default=None)
+    max_labels: int | None = Field(ge=0, default=None)
     client_column: str = "client"
     text_column: str = "text"
     label_column: str = "label"
@@ -199,6 +199,8 @@ class Config(_Section):
             return self._over_a_network(self.network)
         if (self.data.train is None) == (not self.clients):
             raise ValueError("give either data.train or [[clients]] with a train file each")
+        if empty := [c.id for c in self.clients if c.train is None and c.unlabelled is None]:
+            raise ValueError(f"[[clients]] {empty[0]!r} has neither a train nor an unlabelled file")
         if self.clients and (self.data.test or self.data.unlabelled or self.partition):
             raise ValueError("data.test, data.unlabelled and [partition] go with data.train, not with [[clients]]")
         if self.partition is not None and self.data.unlabelled:
@@ -213,7 +215,7 @@ class Config(_Section):
 
     def _over_a_network(self, network: Network) -> Config:
         data = self.data
-        if data.train or data.test or data.unlabelled or data.max_labels or self.clients or self.partition:
+        if data.train or data.test or data.unlabelled or data.max_labels is not None or self.clients or self.partition:
             raise ValueError(
                 "with [network] the texts are at the clients: leave out data.train, data.test, data.unlabelled, "
                 "data.max_labels, [[clients]] and [partition]"

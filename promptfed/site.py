@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clients.data import Rows, read_rows, read_texts
 from clients.host import ClientHost
+from promptfed.errors import ConfigError
 from promptfed.federation.flower.node import serve_node
 from promptfed.folder import claimed
 from promptfed.registry import load_fm
@@ -21,7 +22,7 @@ log = logging.getLogger("promptfed.client")
 def join_federation(
     client_id: str,
     *,
-    train: Path,
+    train: Path | None,
     test: Path | None,
     columns: tuple[str, str],
     fm: str,
@@ -45,6 +46,10 @@ def join_federation(
     Raises `DataError` and `ConfigError` before anything is connected, and `ConfigError` if the server refuses the key.
     """
     text_column, label_column = columns
+    if train is None and unlabelled is None:
+        raise ConfigError(
+            "this client has no text: give labelled ones (--data), unlabelled ones (--unlabelled), or both"
+        )
 
     def rows(path: Path | None) -> Rows:
         if path is None:

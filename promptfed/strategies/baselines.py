@@ -105,12 +105,24 @@ class Centralised(Around):
 
 
 def given(federation: Federation, prompt: PromptTemplate) -> Steps[PromptSet]:
-    """Score ``prompt`` on all the texts that each milestone pays for, and calibrate it."""
+    """Score ``prompt`` on all the texts that each milestone pays for, and calibrate it; where no client has a label,
+    it stays as it is and costs nothing."""
+    if not any(federation.clients.values()):
+        tuned = as_it_is(federation, prompt)
+        for milestone in (*sorted(federation.milestones), federation.max_fm_calls):
+            reading = Reading(milestone=milestone, fm_calls=0, prompt=tuned, single=tuned, stop=0, finalists=(prompt,))
+            federation.read(reading)
+        return tuned
     session = Session(federation, reserve=1.0)
     while True:
         tuned = yield from session.conclude([prompt])
         if session.is_over:
             return tuned
+
+
+def as_it_is(federation: Federation, prompt: PromptTemplate) -> PromptSet:
+    """A single prompt without calibration."""
+    return PromptSet(labels=federation.labels, prompts=(prompt,), weights=(1.0,), bias=(0.0,) * len(federation.labels))
 
 
 # ---------------------------------------------------------------- each client alone
@@ -121,9 +133,13 @@ def each_alone(method: Strategy, federation: Federation) -> Steps[PromptSet]:
 
     A reading at milestone m is each client's own at m / n, with n clients (`Reading.by_client`). What stands for all,
     and is returned, is the prompt of the client with most texts (of several, the first by id): choosing by score would
-    take the others' texts, and a client that is alone has none. Raises `ConfigError` where a share is too small.
+    take the others' texts, and a client that is alone has none. A client without a label has nothing to tune by and is
+    left out. Raises `ConfigError` where a share is too small.
     """
+    federation = replace(federation, clients={client: size for client, size in federation.clients.items() if size})
     n = len(federation.clients)
+    if not n:
+        raise ConfigError("no client has a labelled text, and each client alone is tuned by its own: give some")
     milestone_of = {m // n: m for m in (*sorted(federation.milestones), federation.max_fm_calls)}
     readings: dict[str, list[Reading]] = {client: [] for client in federation.clients}
     n_read = 0

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from promptfed.errors import RunError
+from promptfed.errors import ConfigError, RunError
 from promptfed.messages import Ask, MomentSums, Newton, NewtonPart, Score, Scored
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, NewtonSums, flattened, newton_step, prior
@@ -35,7 +35,13 @@ class Session(Exchanges):
     """The standard client tasks: scores of prompts on the clients' texts, and what is fitted on those."""
 
     def __init__(self, federation: Federation, *, reserve: float = RESERVE) -> None:
-        """``reserve``: share of the calls up to a milestone that is held back for `conclude`."""
+        """``reserve``: share of the calls up to a milestone that is held back for `conclude`. Raises `ConfigError`
+        where no client has a text with a label, or an answer, to score prompts by."""
+        if not any(federation.clients.values()):
+            raise ConfigError(
+                "no client has a labelled text, and prompts are scored by those: give some, or use method zero_shot or "
+                "manual_few_shot, which need none"
+            )
         super().__init__(federation, reserve=reserve)
         self._scored: dict[tuple[str, str], int] = {}  # (prompt_id, client) -> texts scored
         self._pooled: dict[str, Calibration] = {}  # prompt_id -> label-free calibration of the prompt alone

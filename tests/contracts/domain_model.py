@@ -57,6 +57,11 @@ class DomainModelContract:
 
         assert np.abs(same - plain).mean() < 0.1
 
+    def test_without_any_text_all_labels_are_as_likely(self) -> None:
+        model = self.model(n_labels=3).fit([], np.zeros((0, 3)))
+
+        assert model.predict_proba(["a text", "another"]) == pytest.approx(np.full((2, 3), 1 / 3))
+
     def test_fitting_anew_forgets_what_was_before(self) -> None:
         data = sentences(40)
         fresh = self.model().fit(data.texts, EYE[data.labels]).predict_proba(data.texts)

@@ -227,6 +227,7 @@ AT = ["--server", "127.0.0.1:9", "--fm", "scripted:overlap"]
         ([*BAD_SERVER, "--set", "network.listen=nowhere"], "expected HOST:PORT"),
         ([*BAD_SERVER, "--set", "fm.scorer=scripted:overlap"], "fm"),
         ([*BAD_CLIENT, "--data", "none.csv", *AT], "none.csv: no such file"),
+        ([*BAD_CLIENT, *AT], "this client has no text"),
         ([*BAD_CLIENT, "--data", "public.csv", *AT], "no column 'label'"),
         ([*BAD_CLIENT, "--data", "site0-train.csv", "--label-column", "y", *AT], "no column 'y'"),
         ([*BAD_CLIENT, "--data", "site0-train.csv", "--server", "9", "--fm", "scripted:overlap"], "expected HOST:PORT"),

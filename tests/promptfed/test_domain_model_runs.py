@@ -15,10 +15,10 @@ from clients.data import Labelled
 from clients.distillation import from_others
 from promptfed.app import estimate, read_inputs
 from promptfed.config import load_config
-from promptfed.errors import ConfigError, DataError, RunError, UnknownNameError
+from promptfed.errors import ConfigError, RunError, UnknownNameError
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.messages import Lessons
-from tests.support import CountingFM, WordEncoder, public_texts, sentences, write_rows
+from tests.support import CHEERFUL, GLOOMY, CountingFM, WordEncoder, public_texts, sentences, write_rows
 
 CANARY = "zyzzyva"
 SHARED = ["dm_fedavg", "dm_fedprox", "dm_fedadam", "dm_ensemble"]
@@ -130,6 +130,59 @@ def test_a_resumed_run_ends_in_the_same_bytes_and_asks_nothing_again(
         assert (folder / name).read_bytes() == (finished.folder / name).read_bytes()  # type: ignore[operator]
 
 
+def test_a_client_without_a_label_is_taught_and_measured_beside_the_others(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    train, test, more = tmp_path / "train.csv", tmp_path / "test.csv", tmp_path / "more.csv"
+    write_rows(train, {f"site{c}": sentences(40, 10 * c, 2) for c in range(2)})
+    write_rows(test, {f"site{c}": sentences(40, 10 * c + 1, 2) for c in range(3)})
+    write_texts(more, ["client,text", *[f"site2,{text}" for text in sentences(60, 20, 2).texts]])
+    data = {**config["data"], "train": str(train), "test": str(test), "unlabelled": str(more), "max_labels": None}
+    baselines = ["dm_ensemble", "dm_fedavg", "local_only"]
+    no_label = {**config, "data": data, "domain_model": {}, "evaluation": {"baselines": baselines}}
+
+    done = run({**no_label, "cascade": {"target_risk": 0.3}}, tmp_path / "run")
+
+    accuracy = done.summary["metrics"]["accuracy"]
+    site2 = {arm: measured["by_client"]["site2"]["value"] for arm, measured in accuracy.items() if arm != "local_only"}
+    assert site2["dm_local"] == pytest.approx(0.5, abs=0.1)
+    assert min(site2[arm] for arm in ("dm_distilled", "dm_fedavg", "dm_ensemble", "fm", "fm_dm", "cascade")) > 0.7
+    assert set(accuracy["local_only"]["by_client"]) == {"site0", "site1"}
+
+
+def test_without_any_label_a_given_prompt_teaches(config: dict[str, Any], tmp_path: Path) -> None:
+    good, bad = (f"Text: It was {' and '.join(words[:2])}.\nLabel:" for words in (CHEERFUL, GLOOMY))
+    manual = f"{good} positive\n\n{bad} negative\n\nText: {{text}}\nLabel:"
+    given = {"name": "manual_few_shot", "options": {"prompt": manual}}
+    data = {**config["data"], "max_labels": 0}
+    no_label = {**config, "data": data, "method": given, "evaluation": {"baselines": []}}
+
+    accuracy = run(no_label, tmp_path / "run").summary["metrics"]["accuracy"]
+
+    assert accuracy["dm_local"]["mean"] == pytest.approx(0.5, abs=0.1)
+    assert accuracy["dm_distilled"]["mean"] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"method": {"name": "race"}}, "no client has a labelled text, and prompts are scored by those"),
+        ({"method": {"name": "local_only"}}, "no client has a labelled text, and each client alone"),
+        ({"method": {"name": "zero_shot"}, "evaluation": {"baselines": ["dm_fedavg"]}}, "evaluation.baselines has dm_"),
+    ],
+)
+def test_what_needs_labels_is_refused_before_anything_is_paid_for(
+    config: dict[str, Any], more: dict[str, Any], says: str
+) -> None:
+    data = {**config["data"], "max_labels": 0}
+    fm = CountingFM(ScriptedFM())
+
+    with pytest.raises(ConfigError, match=says):
+        run({**config, "data": data, "evaluation": {"baselines": []}, **more}, fm=fm)
+
+    assert fm.n_calls == 0
+
+
 def test_a_limit_on_labels_leaves_the_other_texts_without(config: dict[str, Any]) -> None:
     limited = read_inputs(load_config(config)).clients
     everything = read_inputs(load_config({**config, "data": {**config["data"], "max_labels": None}})).clients
@@ -148,8 +201,7 @@ def test_the_estimate_counts_the_teaching(config: dict[str, Any]) -> None:
     assert phases["transfer"]["fm_calls"] == 150
 
 
-def test_what_is_wrong_is_told_before_anything_is_paid_for(config: dict[str, Any], tmp_path: Path) -> None:
-    stranger = write_texts(tmp_path / "more.csv", ["client,text", "nobody,It seems fine."])
+def test_what_is_wrong_is_told_before_anything_is_paid_for(config: dict[str, Any]) -> None:
     wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"domain_model": {"kind": "linar"}}, UnknownNameError, "did you mean 'linear'"),
         (
@@ -157,7 +209,6 @@ def test_what_is_wrong_is_told_before_anything_is_paid_for(config: dict[str, Any
             ConfigError,
             "'nobody'; the clients are site0, site1, site2",
         ),
-        ({"data": {**config["data"], "unlabelled": str(stranger)}}, DataError, "client 'nobody'"),
         ({"partition": {"clients": 2}}, ConfigError, "use data.max_labels"),
     ]
     for changes, kind, message in wrong:
