@@ -4,13 +4,13 @@
     python benchmarks/transfer.py table            # reads benchmarks/results/transfer, no model; prints JSON
 
 ``labelsN``: N labelled texts a client, the others unlabelled; 1,000 calls of tuning, then 1,500 in which the FM teaches
-(Setting 1). ``labels32-shuffled``: the same, but what the FM says of an unlabelled text is what it says of another;
+(Setting 1); without any, a prompt by hand teaches. ``labels32-shuffled``: the same, but what the FM says of an unlabelled text is what it says of another;
 ``labels32-random``: the domain models read random vectors. ``prompts`` and ``prompts-without``: 500 calls, with and
 without the domain models' votes (Setting 2). ``turns``: all labels, `co_tune` for 2,500 calls
 (Setting 3). ``all``: all labels, 2,500 calls of tuning, and a cascade.
 
 A run is kept in its folder under ``--work`` and goes on where it was stopped; what is measured of it is written to
-benchmarks/results/transfer, text by text in bits.
+benchmarks/results/transfer, text by text in bits. Runs of one seed share the FM's answers, which changes no count.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "transfer"
 DEMO = ROOT / "examples" / "sentiment5" / "demo.toml"
 FEW = {"budget.max_fm_calls": 1000, "distillation.max_fm_calls": 1500}
 PARTS: Mapping[str, Mapping[str, Any]] = {
+    "labels0": {"data.max_labels": 0, "method.name": "manual_few_shot", **FEW},
     "labels8": {"data.max_labels": 8, **FEW},
     "labels32": {"data.max_labels": 32, **FEW},
     "labels32-shuffled": {"data.max_labels": 32, **FEW},
@@ -56,7 +57,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
 }
 # part, arm, less arm: what is asked of the issue, and more that tells.
 PAIRS = (
-    *((f"labels{n}", "dm_distilled", "dm_local") for n in (8, 32, 128)),
+    *((f"labels{n}", "dm_distilled", "dm_local") for n in (0, 8, 32, 128)),
     *(("labels32", "fm_dm", less) for less in ("fm", "dm_local", "dm_distilled")),
     ("labels32-shuffled", "dm_distilled", "dm_local"),
     *((f"labels32-{control}", "fm_dm", "fm") for control in ("shuffled", "random")),
@@ -100,8 +101,8 @@ def configured(part: str, seed: int) -> Config:
     return load_config(DEMO, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
 
 
-def models(part: str, config: Config) -> tuple[BaseFM, Encoder]:
-    fm, encoder = load_fm(FM().scorer), load_encoder(Encoding().name)
+def models(part: str, config: Config, cache: Path) -> tuple[BaseFM, Encoder]:
+    fm, encoder = load_fm(FM().scorer, cache=cache), load_encoder(Encoding().name)
     if part.endswith("-random"):
         return fm, RandomEncoder()
     if part.endswith("-shuffled"):
@@ -118,7 +119,7 @@ def measure(part: str, seed: int, work: Path) -> None:
     folder, config = work / f"{part}-{seed}", configured(part, seed)
     print(f"running {folder.name}", file=sys.stderr, flush=True)
     if not (folder / "summary.json").is_file():
-        fm, encoder = models(part, config)
+        fm, encoder = models(part, config, work / f"answers-{seed}.sqlite")
         if (folder / "config.toml").is_file():
             resume(folder, fm=fm, encoder=encoder)
         else:

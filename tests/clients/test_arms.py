@@ -12,6 +12,7 @@ from clients.data import ClientData, Labelled
 from clients.distillation import LESSON_WEIGHT
 from clients.domain_models.base import smoothed
 from clients.domain_models.linear import LinearHead
+from clients.learning import ANSWERING
 from promptfed.errors import RunError, UnknownNameError
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
@@ -119,7 +120,7 @@ def test_what_all_domain_models_vote_is_learned_beside_the_own_texts() -> None:
 
     texts = [*client.data.train.texts, *LESSONS.texts]
     targets = np.vstack([np.eye(2)[client.data.train.labels], LESSON_WEIGHT * np.array([[10, 245], [200, 55]]) / 255])
-    by_hand = client.domain.make().fit(texts, targets)
+    by_hand = client.domain.make().fit(texts, ANSWERING * targets)
     assert got == pytest.approx(by_hand.predict_proba(client.data.test.texts))
     assert client.domain.model is client.domain.own  # nothing is kept of it
 

@@ -15,6 +15,7 @@ import pytest
 from clients.client import Client
 from clients.data import ClientData, Labelled
 from clients.domain_models.linear import PENALTY, LinearHead
+from clients.learning import ANSWERING
 from clients.scores import brier_score
 from promptfed.federation.inprocess import InProcessTransport
 from promptfed.fm.base import BaseFM
@@ -146,7 +147,8 @@ def test_votes_are_the_domain_models_probabilities_in_255ths() -> None:
 
     assert isinstance(reply.body, Votes)
     shares = np.frombuffer(reply.body.shares, dtype=np.uint8).reshape(3, reply.body.n_labels)
-    expected = client.domain.model.predict_proba(["It seems superb.", "It seems stale.", ""])
+    voter = client.domain.make().fit(client.data.train.texts, np.eye(2)[client.data.train.labels])
+    expected = voter.predict_proba(["It seems superb.", "It seems stale.", ""])
     assert shares / 255 == pytest.approx(expected, abs=0.5 / 255 + 1e-12)
     assert shares[0, 1] > 128 > shares[1, 1]
     assert fm.n_calls == 0
@@ -600,5 +602,6 @@ def test_the_domain_model_is_fitted_once_on_all_training_texts() -> None:
     client, _ = a_client()
 
     assert client.domain.model is client.domain.model
-    proba = client.domain.model.predict_proba(client.data.train.texts)
-    assert (proba.argmax(axis=1) == client.data.train.labels).mean() > 0.9
+    by_hand = client.domain.make().fit(client.data.train.texts, ANSWERING * np.eye(2)[client.data.train.labels])
+    held_out = ["It seems superb.", "It seems stale."]
+    assert client.domain.model.predict_proba(held_out) == pytest.approx(by_hand.predict_proba(held_out))
