@@ -17,16 +17,14 @@ import argparse
 import csv
 import gzip
 import json
-import platform
 import shutil
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import records
 from methods_tables import (
     ARMS,
     BASELINES,
@@ -38,22 +36,19 @@ from methods_tables import (
     write_tables,
 )
 
-from promptfed.app import resume, run
-from promptfed.config import FM, Config, load_config
+from promptfed.config import FM, Config
 from promptfed.config import Encoder as Encoding
 from promptfed.errors import DataError
 from promptfed.federation.events import read_events
 from promptfed.fm.base import BaseFM
 from promptfed.registry import load_fm
-from promptfed.runs import correctness, read_summary
+from promptfed.runs import read_summary
 from promptfed.types import Encoder
 from retrieval.encoder import SentenceEncoder
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "methods"
 PAGE = ROOT / "docs" / "methods" / "benchmark.md"
-DEMO = ROOT / "examples" / "sentiment5" / "demo.toml"
-TOPICS = ROOT.parent / "shared" / "data" / "topics6"
 N_VALID = 300
 TUNED_ON = "sentiment5"
 # The hand-written prompt of topics6, as that of sentiment5 is: the labels, and an exemplar of two of them.
@@ -124,14 +119,7 @@ def configured(
         **{f"method.options.{name}": value for name, value in options.items()},
         **changes,
     }
-    if data == "sentiment5":
-        return load_config(DEMO, [f"{key}={_toml(value)}" for key, value in overrides.items()])
-    source = {
-        "data": {part: str((TOPICS / f"{part}.csv").resolve()) for part in ("train", "test")},
-        "partition": {"clients": 10, "alpha": 0.1},
-        "task": {"instruction": "Classify the topic of the text."},
-    }
-    return load_config(source, [f"{key}={_toml(value)}" for key, value in overrides.items()])
+    return records.configured(data, overrides)
 
 
 def measure(data: str, method: str, seed: int, calls: int, work: Path) -> None:
@@ -141,21 +129,9 @@ def measure(data: str, method: str, seed: int, calls: int, work: Path) -> None:
         return
     folder = work / f"{data}-{method}-{seed}-{calls}"
     print(f"running {folder.name}", file=sys.stderr, flush=True)
-    _kept(folder, configured(data, method, seed, calls))
+    records.kept(folder, configured(data, method, seed, calls), models)
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(recorded(folder, data, method, seed)) + "\n")
-
-
-def _kept(folder: Path, config: Config) -> None:
-    if (folder / "summary.json").is_file():
-        return
-    fm, encoder = models()
-    if (folder / "config.toml").is_file():
-        resume(folder, fm=fm, encoder=encoder)
-    else:
-        if folder.exists():
-            shutil.rmtree(folder)
-        run(config, out=folder, fm=fm, encoder=encoder)
 
 
 @cache
@@ -176,8 +152,8 @@ def recorded(folder: Path, data: str, method: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "options": chosen_options(data, method),
         "max_fm_calls": summary["max_fm_calls"],
-        "commit": _commit(),
-        "machine": _machine(),
+        "commit": records.commit(),
+        "machine": records.machine(),
         "fm": summary["fm"],
         "readings": summary["readings"],
         "n_clients": summary["n_clients"],
@@ -199,10 +175,9 @@ def _round_bytes(folder: Path) -> dict[str, int]:
 
 def _packed(folder: Path, arm: str) -> dict[str, Any] | None:
     try:
-        right = correctness([folder], arm)
+        return records.packed(folder, arm)
     except DataError:  # a method that has no such arm
         return None
-    return {c: {"n": v.shape[1], "bits": np.packbits(v[0].astype(bool)).tobytes().hex()} for c, v in right.items()}
 
 
 # ------------------------------------------------------------------------------------------------ trials
@@ -220,7 +195,7 @@ def trial(method: str, work: Path) -> None:
         to = work / f"{TUNED_ON}-{method}-{i}"
         changes: dict[str, Any] = {f"data.{part}": str(folder / f"{part}.csv") for part in ("train", "test")}
         print(f"trying {to.name} {options}", file=sys.stderr, flush=True)
-        _kept(to, configured(TUNED_ON, method, 0, 1000, options, **changes, **{"budget.milestones": []}))
+        records.kept(to, configured(TUNED_ON, method, 0, 1000, options, **changes, **{"budget.milestones": []}), models)
         accuracy = read_summary(to)["metrics"]["accuracy"]
         scores.append(float(np.mean([accuracy[arm]["mean"] for arm in ("fm", "fm_pooled", "fm_single")])))
     best = int(np.argmax(scores))
@@ -247,7 +222,7 @@ def _split_train(work: Path) -> Path:
     folder = work / TUNED_ON
     if not (folder / "test.csv").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        rows = _rows(DEMO.parent / "train.csv.gz")
+        rows = _rows(records.DEMO.parent / "train.csv.gz")
         held = np.random.default_rng(0).permutation(len(rows)) < N_VALID
         for name, wanted in (("train", False), ("test", True)):
             with (folder / f"{name}.csv").open("w", newline="") as file:
@@ -265,7 +240,7 @@ def quick(work: Path) -> dict[str, Any]:
     shutil.rmtree(work, ignore_errors=True)
     (work / "results" / "sentiment5").mkdir(parents=True)
     for part, n in (("train", 40), ("test", 16)):
-        rows = _rows(DEMO.parent / f"{part}.csv.gz")
+        rows = _rows(records.DEMO.parent / f"{part}.csv.gz")
         with (work / f"{part}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
@@ -274,7 +249,7 @@ def quick(work: Path) -> dict[str, Any]:
     changes: dict[str, Any] = {f"data.{part}": str(work / f"{part}.csv") for part in ("train", "test")}
     changes |= {"budget.milestones": [420]}
     for method in ("race", "fedpob", "fedone_bdpl", "fedbpt", "zero_shot"):
-        _kept(work / method, configured("sentiment5", method, 1, 450, **changes))
+        records.kept(work / method, configured("sentiment5", method, 1, 450, **changes), models)
         record = recorded(work / method, "sentiment5", method, 1)
         (work / "results" / "sentiment5" / f"{method}-1.json").write_text(json.dumps(record) + "\n")
     return write_tables(work / "results", work / "benchmark.md")
@@ -287,28 +262,6 @@ def _rows(path: Path) -> list[dict[str, str]]:
     content = path.read_bytes()
     text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
     return list(csv.DictReader(text.splitlines(keepends=True)))
-
-
-def _toml(value: Any) -> str:
-    """As a value in ``--set``: JSON is TOML for what stands here."""
-    return json.dumps(value)
-
-
-def _commit() -> str:
-    git = shutil.which("git") or "git"
-    done = subprocess.run([git, "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
 
 
 if __name__ == "__main__":

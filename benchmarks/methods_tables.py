@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from records import unpacked
 
 from evaluators.compare import Comparison, compare, mean_interval
 from promptfed.registry import load_method
@@ -53,8 +54,7 @@ def right(found: Sequence[Mapping[str, Any]], arm: str) -> PerText:
     out: dict[str, list[FloatArray]] = {}
     for record in found:
         for client, packed in record["right"][arm].items():
-            bits = np.unpackbits(np.frombuffer(bytes.fromhex(packed["bits"]), dtype=np.uint8))[: packed["n"]]
-            out.setdefault(f"{record['seed']}/{client}" if apart else client, []).append(bits.astype(np.float64))
+            out.setdefault(f"{record['seed']}/{client}" if apart else client, []).append(unpacked(packed))
     return {client: np.stack(rows) for client, rows in out.items()}
 
 

@@ -1,13 +1,15 @@
-"""What FM and domain models give each other, on sentiment5.
+"""What FM and domain models give each other, on sentiment5 (and, where a part begins with topics, on topics6).
 
     python benchmarks/transfer.py run [--parts labels32 ...] [--seeds 1 2 3 4 5]
     python benchmarks/transfer.py table            # reads benchmarks/results/transfer, no model; prints JSON
 
-``labelsN``: N labelled texts a client, the others unlabelled; 1,000 calls of tuning, then 1,500 in which the FM teaches
-(Setting 1); without any, a prompt by hand teaches. ``labels32-shuffled``: the same, but what the FM says of an unlabelled text is what it says of another;
-``labels32-random``: the domain models read random vectors. ``prompts`` and ``prompts-without``: 500 calls, with and
-without the domain models' votes (Setting 2). ``turns``: all labels, `co_tune` for 2,500 calls
-(Setting 3). ``all``: all labels, 2,500 calls of tuning, and a cascade.
+- ``labelsN`` (Setting 1): N labelled texts a client, the others unlabelled; 1,000 calls of tuning, then 1,500 in which
+  the FM teaches; without any label, a prompt by hand teaches. ``labels32-shuffled``: the same, but what the FM says of
+  an unlabelled text is what it says of another; ``labels32-random``: the domain models read random vectors.
+- ``prompts`` and ``prompts-without`` (Setting 2): 500 calls, with and without the domain models' votes;
+  ``topics-contrasts`` and ``topics``: 1,000 calls, with and without exemplars for labels that they confuse.
+- ``turns`` (Setting 3): all labels, `co_tune` for 2,500 calls.
+- ``all``: all labels, 2,500 calls of tuning, and a cascade.
 
 A run is kept in its folder under ``--work`` and goes on where it was stopped; what is measured of it is written to
 benchmarks/results/transfer, text by text in bits. Runs of one seed share the FM's answers, which changes no count.
@@ -17,8 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import shutil
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
@@ -27,21 +27,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import records
 
 from evaluators.compare import compare
-from promptfed.app import read_inputs, resume, run
-from promptfed.config import FM, Config, load_config
+from promptfed.app import read_inputs
+from promptfed.config import FM, Config
 from promptfed.config import Encoder as Encoding
 from promptfed.fm.base import BaseFM, WrappedFM
 from promptfed.registry import load_fm
-from promptfed.runs import correctness, read_summary
+from promptfed.runs import read_summary
 from promptfed.types import Encoder, FloatArray, FMRequest, FMResponse, LabelRequest
 from retrieval.encoder import load_encoder
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "transfer"
-DEMO = ROOT / "examples" / "sentiment5" / "demo.toml"
 FEW = {"budget.max_fm_calls": 1000, "distillation.max_fm_calls": 1500}
 PARTS: Mapping[str, Mapping[str, Any]] = {
     "labels0": {"data.max_labels": 0, "method.name": "manual_few_shot", **FEW},
@@ -52,6 +51,8 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "labels128": {"data.max_labels": 128, **FEW},
     "prompts": {"budget.max_fm_calls": 500},
     "prompts-without": {"budget.max_fm_calls": 500, "method.options.domain_votes": False},
+    "topics": {"budget.max_fm_calls": 1000},
+    "topics-contrasts": {"budget.max_fm_calls": 1000, "method.options.contrasts": True},
     "turns": {"method.name": "co_tune", "budget.max_fm_calls": 2500},
     "all": {"budget.max_fm_calls": 2500, "cascade.target_risk": 0.06, "cascade.max_fm_calls": 1300},
 }
@@ -64,6 +65,7 @@ PAIRS = (
     *(("all", "fm_dm", less) for less in ("fm", "dm_local")),
     ("all", "cascade", "fm_dm"),
 )
+AGAINST = (("prompts", "prompts-without"), ("topics-contrasts", "topics"))
 ARMS = ("fm", "fm_single", "fm_dm", "dm_local", "dm_distilled", "cascade")
 
 
@@ -98,7 +100,7 @@ class RandomEncoder:
 
 def configured(part: str, seed: int) -> Config:
     overrides = {"seed": seed, "evaluation.baselines": [], **PARTS[part]}
-    return load_config(DEMO, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
+    return records.configured("topics6" if part.startswith("topics") else "sentiment5", overrides)
 
 
 def models(part: str, config: Config, cache: Path) -> tuple[BaseFM, Encoder]:
@@ -118,44 +120,30 @@ def measure(part: str, seed: int, work: Path) -> None:
         return
     folder, config = work / f"{part}-{seed}", configured(part, seed)
     print(f"running {folder.name}", file=sys.stderr, flush=True)
-    if not (folder / "summary.json").is_file():
-        fm, encoder = models(part, config, work / f"answers-{seed}.sqlite")
-        if (folder / "config.toml").is_file():
-            resume(folder, fm=fm, encoder=encoder)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-            run(config, out=folder, fm=fm, encoder=encoder)
+    records.kept(folder, config, lambda: models(part, config, work / f"answers-{seed}.sqlite"))
     summary = read_summary(folder)
     arms = [arm for arm in ARMS if arm in summary["metrics"]["accuracy"]]
     kept = {
         "part": part,
         "seed": seed,
-        "machine": {
-            "platform": f"{platform.system()} {platform.machine()}",
-            "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
-            "torch": torch.__version__,
-        },
+        "commit": records.commit(),
+        "machine": records.machine(),
         "fm": summary["fm"],
         "accuracy": {arm: summary["metrics"]["accuracy"][arm]["mean"] for arm in arms},
         "stack": summary["stack"],
         "cascade": summary.get("cascade"),
         "calls_per_prediction": {arm: summary["calls_per_prediction"][arm] for arm in arms},
         "fm_calls": {phase: spent["fm_calls"] for phase, spent in summary["ledger"].items()},
-        "right": {arm: _packed(folder, arm) for arm in arms},
+        "right": {arm: records.packed(folder, arm) for arm in arms},
     }
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(kept) + "\n")
 
 
-def _packed(folder: Path, arm: str) -> dict[str, Any]:
-    right = correctness([folder], arm)
-    return {c: {"n": v.shape[1], "bits": np.packbits(v[0].astype(bool)).tobytes().hex()} for c, v in right.items()}
-
-
 def table() -> dict[str, Any]:
     """Means by part and arm, and differences paired by text, seeds averaged per text first."""
-    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    by_part = {part: [r for r in records if r["part"] == part] for part in PARTS}
+    known = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    by_part = {part: [r for r in known if r["part"] == part] for part in PARTS}
 
     def mean(values: list[float]) -> float:
         return round(float(np.mean(values)), 4)
@@ -172,10 +160,14 @@ def table() -> dict[str, Any]:
         for part, found in by_part.items()
         if found
     }
-    with_, without = by_part["prompts"], by_part["prompts-without"]
-    if with_ and len(with_) == len(without):
-        out["votes"] = [
-            {"arm": arm, **asdict(compare(_right(with_, arm), _right(without, arm)))} for arm in ("fm", "fm_single")
+    out["against"] = []
+    for a, b in AGAINST:
+        both = {r["seed"] for r in by_part[a]} & {r["seed"] for r in by_part[b]}
+        with_, without = ([r for r in by_part[part] if r["seed"] in both] for part in (a, b))
+        out["against"] += [
+            {"part": a, "less": b, "arm": arm, **asdict(compare(_right(with_, arm), _right(without, arm)))}
+            for arm in ("fm", "fm_single")
+            if both
         ]
     out["pairs"] = [
         {"part": part, "arm": arm, "less": less, **asdict(compare(*(_right(found, name) for name in (arm, less))))}
@@ -186,11 +178,12 @@ def table() -> dict[str, Any]:
 
 
 def _right(found: Sequence[Mapping[str, Any]], arm: str) -> dict[str, FloatArray]:
+    """By client (n_seeds, n_texts); where seeds deal texts out differently, a client of one seed is one of its own."""
     out: dict[str, list[FloatArray]] = {}
     for record in found:
         for client, packed in record["right"][arm].items():
-            bits = np.unpackbits(np.frombuffer(bytes.fromhex(packed["bits"]), dtype=np.uint8))[: packed["n"]]
-            out.setdefault(client, []).append(bits.astype(np.float64))
+            name = f"{record['seed']}/{client}" if record["part"].startswith("topics") else client
+            out.setdefault(name, []).append(records.unpacked(packed))
     return {client: np.stack(rows) for client, rows in out.items()}
 
 

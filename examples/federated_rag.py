@@ -36,7 +36,7 @@ DOCUMENTS = {
     },
     "clinic": {
         "fever": "Fever: children with a fever of 39 degrees or more are seen on the same day.",
-        "flu": "Flu: vaccination is offered from October on, without an appointment, on Tuesdays.",
+        "flu": "Flu: vaccination is offered from October on, without an appointment, on Tuesdays. Bring your card.",
     },
 }
 BY_HAND = promptfed.PromptTemplate(text="Question: {text}\nShort answer:", words=())

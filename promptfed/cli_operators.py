@@ -96,6 +96,10 @@ def client_command(
     accept: Annotated[str, typer.Option("--accept", help="Queries taken as: text, vector, or text,vector.")] = (
         "text,vector"
     ),
+    hourly_queries: Annotated[
+        int | None,
+        typer.Option("--hourly-queries", min=1, help="Queries of the index an hour that an asker may send."),
+    ] = None,
     centroid_epsilon: Annotated[
         float,
         typer.Option("--centroid-epsilon", help="Privacy of the centroid that routes queries; 0: none is given out."),
@@ -110,6 +114,7 @@ def client_command(
     policy = Policy(
         shares=cast(Any, share),
         accepts=cast(Any, tuple(form.strip() for form in accept.split(","))),
+        hourly_queries=hourly_queries,
         epsilon=centroid_epsilon or None,
         max_epsilon=centroid_epsilon or 0.0,
     )

@@ -120,6 +120,14 @@ def search_command(
     n_ask: Annotated[int | None, typer.Option("--ask", min=1, help="Clients that are asked; all by default.")] = None,
     send: Annotated[str, typer.Option("--send", help="Whether the query leaves as its text or its vector.")] = "vector",
     mode: Mode = "dense",
+    merge: Annotated[
+        str,
+        typer.Option(
+            "--merge",
+            help="How the owners' scores are made comparable: score (one encoder), cori or rank (several); by default "
+            "score for dense searches, else cori.",
+        ),
+    ] = "",
     asker: Annotated[str, typer.Option("--as", help="Who asks, as the clients' policies know it.")] = "server",
     deadline: Annotated[float, typer.Option("--deadline", min=0.1, help="Seconds that the clients may take.")] = 30.0,
     encoder: EncoderName = MINILM,
@@ -131,8 +139,11 @@ def search_command(
     checked = load_config(config)
     if checked.network is None:
         raise ConfigError(f"{config} has no [network]; one's own index is searched with promptfed index search")
-    from promptfed.network import search
     from retrieval.encoder import load_encoder
+    from retrieval.merging import by_name
+
+    chosen = by_name(merge) if merge else None
+    from promptfed.network import search
 
     tell("promptfed")
     answers = search(
@@ -143,6 +154,7 @@ def search_command(
         n_ask=n_ask,
         send=cast(Any, send),
         mode=cast(Any, mode),
+        merge=chosen,
         asker=asker,
         deadline_s=deadline,
     )

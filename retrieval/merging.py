@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from promptfed.errors import UnknownNameError
 from promptfed.types import Encoder, FloatArray
 
 Key = TypeVar("Key", bound=Hashable)
@@ -72,6 +73,14 @@ def by_rank(scores: FloatArray, weights: FloatArray) -> FloatArray:
     # Less than the difference of any two ranks.
     by_weight = 1e-9 * weights[:, :, None]
     return np.where(np.isfinite(scores), 1.0 / (RRF_K + rank) + by_weight, -np.inf)
+
+
+def by_name(name: str) -> Merge:
+    """``score``, ``cori`` or ``rank``. Raises `UnknownNameError`."""
+    known: dict[str, Merge] = {"score": by_score, "cori": cori, "rank": by_rank}
+    if name not in known:
+        raise UnknownNameError("merge", name, known)
+    return known[name]
 
 
 def reciprocal_ranks(rankings: Iterable[Sequence[Key]]) -> list[tuple[Key, float]]:

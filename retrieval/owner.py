@@ -17,8 +17,9 @@ import logging
 import math
 import secrets
 import threading
+import time
 from collections import ChainMap, OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,7 +51,9 @@ class Policy:
     """What an owner lets askers see and ask.
 
     ``shares`` holds for all that ``askers`` does not name. ``accepts``: queries as texts, as vectors, or both.
-    ``max_hits`` is the most passages a query gets. A snippet is a passage's first ``snippet_words`` words.
+    ``max_hits`` is the most passages a query gets. A snippet is a passage's first ``snippet_words`` words. With
+    ``hourly_queries``, an asker may send so many at once, and so many an hour after that: who may send any number can
+    work vectors out from their scores.
 
     A centroid is released with (``epsilon``, ``delta``) for each document, once, and again when the owner says so
     (`IndexOwner.release`), until all releases together would pass ``max_epsilon``. ``epsilon`` None: no centroid
@@ -62,6 +65,7 @@ class Policy:
     accepts: tuple[Form, ...] = ("text", "vector")
     max_hits: int = 100
     snippet_words: int = 30
+    hourly_queries: int | None = None
     epsilon: float | None = 8.0
     delta: float = 1e-5
     max_epsilon: float = 8.0
@@ -72,9 +76,9 @@ class Policy:
                 raise ConfigError(f"unknown share {share!r} for {asker}; known: {', '.join(get_args(Share))}")
         if not self.accepts or not set(self.accepts) <= set(get_args(Form)):
             raise ConfigError(f"accepts = {self.accepts!r}: expected 'text', 'vector' or both")
-        for name in ("max_hits", "snippet_words"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} = {getattr(self, name)}: expected 1 or more")
+        for name in ("max_hits", "snippet_words", "hourly_queries"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} = {value}: expected 1 or more")
         if self.epsilon is not None and not (self.epsilon > 0 and 0 < self.delta < 1):
             raise ConfigError(
                 f"epsilon = {self.epsilon:g}, delta = {self.delta:g}: expected more than 0, and a delta below 1; "
@@ -92,7 +96,8 @@ class Policy:
 class IndexOwner:
     """One organisation's index, as others may ask it: `handle` takes a task's bytes and gives the reply's.
 
-    ``folder`` keeps what was released and the key of its noise; without one, they are this process's.
+    ``folder`` keeps what was released and the key of its noise; without one, they are this process's. ``clock`` counts
+    seconds.
     """
 
     def __init__(
@@ -103,6 +108,7 @@ class IndexOwner:
         *,
         folder: Path | None = None,
         secret: Secret | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.owner_id, self.index, self.policy = owner_id, index, policy or Policy()
         self._folder = folder
@@ -111,6 +117,9 @@ class IndexOwner:
         self._described: Described | None = None
         # By asker, the latest first to go: the passages of its last searches by the numbers that it was given.
         self._granted: OrderedDict[str, deque[dict[int, int]]] = OrderedDict()
+        # By asker, as before: how many queries it had left, and when that was.
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._clock = clock
         self._numbers = np.random.default_rng(secrets.randbits(128))
         self._lock = threading.RLock()
         # Not the loop's own threads: a loop that ends waits for those.
@@ -228,6 +237,7 @@ class IndexOwner:
         k = min(task.k, self.policy.max_hits)
         if share == "nothing":
             return Found.of(np.full((n, 0), -np.inf), np.zeros((n, 0), dtype=np.int64))
+        self._count(task.asker, n)
         if (form := "text" if vectors is None else "vector") not in self.policy.accepts:
             raise RunError(f"queries come as {form} here, and the policy takes {', '.join(self.policy.accepts)}")
         if vectors is None:
@@ -243,6 +253,21 @@ class IndexOwner:
                 raise RunError(f"a {task.mode} search needs the query's text")
             scores, rows = self.index.search_vectors(vectors, k)
         return Found.of(scores, self._numbered(task.asker, rows))
+
+    def _count(self, asker: str, n: int) -> None:
+        """Take ``n`` queries off what ``asker`` may still send (a token bucket)."""
+        limit = self.policy.hourly_queries
+        if limit is None:
+            return
+        now = self._clock()
+        left, since = self._left.pop(asker, (float(limit), now))
+        left = min(left + (now - since) * limit / 3600, limit)
+        enough = n <= left
+        self._left[asker] = (left - n if enough else left, now)
+        if len(self._left) > ASKERS:
+            self._left.popitem(last=False)
+        if not enough:
+            raise RunError(f"{n} queries at once of an asker with {int(left)} left; hourly_queries = {limit}")
 
     def _fetch(self, task: Fetch) -> Shown:
         share = self.policy.share_of(task.asker)

@@ -62,7 +62,8 @@ class Materials:
     """What drafts are made of. ``exemplars[k]`` are texts of label k, best first, and may be none; ``words`` are the
     given label words, ``other_words[k]`` more words for label k, best first, which may be none too. No word stands for
     two labels. ``loose[k]`` are whole public or written texts of label k, best first: some of them are exemplars.
-    ``pairs`` of (text, answer), best first, are for prompts that generate."""
+    ``pairs`` of (text, answer), best first, are for prompts that generate. ``contrasts`` are pairs of exemplars (text,
+    label) whose labels are easily taken for one another."""
 
     instructions: tuple[str, ...]
     fields: tuple[tuple[str, str], ...]
@@ -71,6 +72,7 @@ class Materials:
     other_words: tuple[tuple[str, ...], ...]
     pairs: tuple[tuple[str, str], ...] = ()
     loose: tuple[tuple[str, ...], ...] = ()
+    contrasts: tuple[tuple[tuple[str, int], tuple[str, int]], ...] = ()
 
     def readout(self) -> tuple[tuple[str, ...], ...]:
         """All words of each label; () where no label has more than the given one."""
@@ -120,16 +122,30 @@ def usable_exemplar(text: str, *, max_words: int) -> bool:
 
 
 def random_draft(materials: Materials, rng: np.random.Generator) -> Draft:
-    """A draft with one exemplar of each label that has any, in random order, all parts drawn uniformly."""
+    """A draft with one exemplar of each label that has any, in random order, all parts drawn uniformly. Where there are
+    contrasts, half of the drafts have one of them, side by side."""
     exemplars = [(_pick(texts, rng), label) for label, texts in enumerate(materials.exemplars) if texts]
+    shown = tuple(exemplars[i] for i in rng.permutation(len(exemplars)))
+    if materials.contrasts and rng.random() < 0.5:
+        shown = _with_contrast(shown, _pick(materials.contrasts, rng), rng)
     return Draft(
         instruction=_pick(materials.instructions, rng),
         fields=_pick(materials.fields, rng),
-        exemplars=tuple(exemplars[i] for i in rng.permutation(len(exemplars))),
+        exemplars=shown,
         words=materials.draw_words(rng),
         readout=materials.draw_readout(rng),
         pairs=materials.draw_pairs(rng),
     )
+
+
+def _with_contrast(
+    shown: tuple[tuple[str, int], ...], contrast: tuple[tuple[str, int], tuple[str, int]], rng: np.random.Generator
+) -> tuple[tuple[str, int], ...]:
+    """``shown`` with ``contrast`` in place of its exemplars of these labels, in random order."""
+    others = [exemplar for exemplar in shown if exemplar[1] not in {label for _, label in contrast}]
+    place = int(rng.integers(len(others) + 1))
+    pair = [contrast[i] for i in rng.permutation(2)]
+    return (*others[:place], *pair, *others[place:])
 
 
 def draw_exemplars(materials: Materials, n: int, rng: np.random.Generator) -> tuple[tuple[str, int], ...]:

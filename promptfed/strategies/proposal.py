@@ -26,6 +26,8 @@ MOST_WORDS = 18
 # Exemplars a label, framed words first, whole texts (public or written, of a few words) only where those are too few.
 # Not many: heats on 25 texts tell good drafts from fair ones badly, so what may be drawn has to be good on the whole.
 N_EXEMPLARS, EXEMPLAR_WORDS = 6, 6
+# Pairs of labels that the domain models confuse most, which get contrastive exemplars.
+N_CONFUSED = 3
 # Share of a label's clearest vote that a text needs: without it, common words ("This is what.") win by fluency alone.
 CLEAR = 0.5
 # Log-odds of a vote that one nat of the FM's log-probability, or one word less, makes up for.
@@ -34,9 +36,10 @@ FLUENCY, SHORTNESS = 0.5, -0.5
 N_STYLE = 4
 
 
-def gather(session: Session, rng: np.random.Generator) -> Steps[Materials]:
+def gather(session: Session, rng: np.random.Generator, *, contrasts: bool = False) -> Steps[Materials]:
     """Let the FM write and the domain models vote, and sort what came out into `Materials`; in a generation task, let
-    the FM answer public texts (`gather_pairs`)."""
+    the FM answer public texts (`gather_pairs`). With ``contrasts``, the labels that domain models confuse get
+    exemplars that tell them apart (`contrasting`)."""
     federation = session.federation
     if not federation.labels:
         return (yield from gather_pairs(session, rng))
@@ -62,6 +65,7 @@ def gather(session: Session, rng: np.random.Generator) -> Steps[Materials]:
     n_framed = fluency.size
     natural = np.concatenate([FLUENCY * fluency.T.ravel(), [SHORTNESS * len(text.split()) for text in loose]])
     evidence = _evidence(votes)
+    clear: list[list[int]] = []
     exemplars: list[tuple[str, ...]] = []
     other_words: list[tuple[str, ...]] = []
     whole: list[tuple[str, ...]] = []
@@ -71,6 +75,7 @@ def gather(session: Session, rng: np.random.Generator) -> Steps[Materials]:
         mine = evidence[:, label]
         worth = np.where((mine > 0) & (mine >= CLEAR * mine.max(initial=0.0)), mine + natural, -np.inf)
         best = [int(i) for i in np.argsort(-worth, kind="stable") if np.isfinite(worth[i])]
+        clear.append(best)
         best_framed, best_loose = [i for i in best if i < n_framed], [i for i in best if i >= n_framed]
         exemplars.append(tuple(texts[i] for i in [*best_framed, *best_loose][:N_EXEMPLARS]))
         whole.append(tuple(texts[i] for i in best_loose[:N_EXEMPLARS]))
@@ -85,6 +90,10 @@ def gather(session: Session, rng: np.random.Generator) -> Steps[Materials]:
             "words": dict(zip(federation.labels, map(list, other_words), strict=True)),
         },
     )
+    apart = contrasting(votes, clear) if contrasts else []
+    if contrasts:
+        told = [[(texts[i], federation.labels[label]) for i, label in pair] for pair in apart]
+        federation.log("contrasts", {"pairs": told})
     return Materials(
         instructions=(federation.instruction,),
         fields=likely_fields(federation.instruction),
@@ -92,7 +101,28 @@ def gather(session: Session, rng: np.random.Generator) -> Steps[Materials]:
         words=federation.words,
         other_words=tuple(other_words),
         loose=tuple(whole),
+        contrasts=tuple(((texts[i], a), (texts[j], b)) for (i, a), (j, b) in apart),
     )
+
+
+def contrasting(votes: FloatArray, clear: Sequence[Sequence[int]]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """For each of the `N_CONFUSED` pairs of labels that are confused most, a text of either, as (number, label).
+
+    How much two labels are confused is the mean product of their votes (n, K): it is large where domain models, of one
+    client or of several, can't decide between them. ``clear[k]`` are the texts that clearly are of label k; of these,
+    the one that has most votes for the other label is shown: it tells where the border is.
+    """
+    n_labels = len(clear)
+    confused = votes.T @ votes / max(len(votes), 1)
+    pairs = sorted(
+        ((a, b) for a in range(n_labels) for b in range(a + 1, n_labels) if clear[a] and clear[b]),
+        key=lambda pair: -confused[pair],
+    )
+    odds = odds_of(votes)
+    return [
+        ((clear[a][int(odds[clear[a], b].argmax())], a), (clear[b][int(odds[clear[b], a].argmax())], b))
+        for a, b in pairs[:N_CONFUSED]
+    ]
 
 
 def gathering_needs(federation: Federation) -> tuple[float, int]:

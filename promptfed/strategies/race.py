@@ -58,10 +58,12 @@ Later = Callable[[Session, Pool, list[Draft], Materials, np.random.Generator], S
 class Race:
     """The flagship method. ``first_texts``, over all clients, decide a heat: about 25 tell a hopeless prompt from a
     fair one. With a small budget it is fewer, so that there is a choice at all. Without ``domain_votes`` the FM alone
-    says which words and texts stand for which label, which shows what the domain models add."""
+    says which words and texts stand for which label, which shows what the domain models add. With ``contrasts``, labels
+    that the domain models confuse get exemplars that tell them apart."""
 
     first_texts: Annotated[int, Field(ge=1)] = 25
     domain_votes: bool = True
+    contrasts: bool = False
 
     name: ClassVar[str] = "race"
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.LABEL_CHOICE, Capability.TEXT})
@@ -93,7 +95,9 @@ class Race:
 
     def _materials(self, session: Session, rng: np.random.Generator) -> Steps[Materials]:
         votes = self.domain_votes or not session.federation.labels  # in a generation task nobody votes
-        return (yield from (gather(session, rng) if votes else gather_alone(session, rng)))
+        if not votes:
+            return (yield from gather_alone(session, rng))
+        return (yield from gather(session, rng, contrasts=self.contrasts))
 
     def _first(
         self, session: Session, pool: Pool, n_new: int, materials: Materials, rng: np.random.Generator

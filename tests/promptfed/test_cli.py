@@ -392,6 +392,16 @@ def test_a_passage_is_shown_as_text_and_not_obeyed(tmp_path: Path) -> None:
     assert "\x1b[2J" not in shown.stdout
 
 
+def test_an_unknown_merge_is_told_before_anybody_is_waited_for(tmp_path: Path) -> None:
+    server = tmp_path / "server.toml"
+    server.write_text('[task]\nlabels = ["no", "yes"]\n[network]\nclients = ["site0"]\ninsecure = true\n')
+
+    done = promptfed("search", server, "x", "--merge", "ranks")
+
+    assert done.returncode == 2
+    assert "unknown merge 'ranks'" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.merging import by_rank, by_score, cori, reciprocal_ranks
+from promptfed.errors import UnknownNameError
+from retrieval.merging import by_name, by_rank, by_score, cori, reciprocal_ranks
 
 NONE = -np.inf
 # One query, two owners, three hits at most.
@@ -73,3 +74,9 @@ def test_a_merge_keeps_each_owners_order_and_adds_no_hit(merge: Any, data: st.Da
     with np.errstate(invalid="ignore"):
         steps = np.diff(merged, axis=2)
     assert not (steps[np.isfinite(steps)] > 0).any()
+
+
+def test_a_merge_by_its_name() -> None:
+    assert (by_name("score"), by_name("cori"), by_name("rank")) == (by_score, cori, by_rank)
+    with pytest.raises(UnknownNameError, match="did you mean 'rank'"):
+        by_name("ranks")

@@ -336,6 +336,7 @@ def test_failures_are_told_to_the_owner_without_a_text(caplog: pytest.LogCapture
         ({"delta": 1.0}, "delta = 1"),
         ({"snippet_words": 0}, "snippet_words = 0"),
         ({"max_hits": 0}, "max_hits = 0"),
+        ({"hourly_queries": 0}, "hourly_queries = 0"),
     ],
 )
 def test_policies_that_can_not_be_kept_are_refused(options: Any, says: str) -> None:
@@ -375,3 +376,32 @@ def test_found_of_wrong_sizes_is_no_message() -> None:
     ):
         with pytest.raises(RunError):
             Found(**{"n": 2, "scores": good.scores, "passages": good.passages, **broken})
+
+
+def test_an_asker_has_so_many_queries_and_gets_them_back_over_an_hour() -> None:
+    now = [0.0]
+    it = owner(Policy(hourly_queries=4), clock=lambda: now[0])
+
+    def answered(asker: str, n: int) -> bool:
+        return isinstance(asked(it, Search(asker=asker, k=1, texts=("leave",) * n))[0], Found)
+
+    assert answered("south", 3)
+    assert not answered("south", 2)  # one is left, and stays
+    assert answered("south", 1)
+    assert not answered("south", 1)
+    assert answered("east", 4)  # another asker has its own
+    now[0] = 1800.0
+    assert not answered("south", 3)
+    assert answered("south", 2)
+    now[0] = 1e6
+    assert answered("south", 4)
+    assert not answered("south", 1)
+
+
+def test_the_queries_of_many_askers_are_not_counted_for_ever() -> None:
+    it = owner(Policy(hourly_queries=1))
+
+    for number in range(ASKERS + 5):
+        it.answer(Search(asker=f"asker-{number}", k=1, texts=("leave",)))
+
+    assert len(it._left) == ASKERS

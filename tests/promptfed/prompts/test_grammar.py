@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -262,3 +264,23 @@ def test_similarity_is_even_handed(seed: int) -> None:
 
     assert similarity(a, b) == similarity(b, a)
     assert 0.0 <= similarity(a, b) <= 1.0
+
+
+def test_half_of_the_drafts_have_a_contrast_side_by_side_in_place_of_other_exemplars_of_its_labels() -> None:
+    three = replace(
+        MATERIALS,
+        exemplars=(*MATERIALS.exemplars, ("It was so-so.",)),
+        words=("bad", "good", "fair"),
+        other_words=((), (), ()),
+        contrasts=((("It was not fun.", 0), ("It was not dull.", 1)),),
+    )
+
+    drafts = [random_draft(three, rng(seed)) for seed in range(200)]
+
+    with_contrast = [d for d in drafts if ("It was not fun.", 0) in d.exemplars]
+    assert 70 < len(with_contrast) < 130
+    for d in drafts:
+        assert sorted(label for _, label in d.exemplars) == [0, 1, 2]
+    for d in with_contrast:
+        places = [d.exemplars.index(exemplar) for exemplar in three.contrasts[0]]
+        assert abs(places[0] - places[1]) == 1
