@@ -5,7 +5,7 @@
 
 - ``labelsN`` (Setting 1): N labelled texts a client, the others unlabelled; 1,000 calls of tuning, then 1,500 in which
   the FM teaches; without any label, a prompt by hand teaches. ``labels32-shuffled``: the same, but what the FM says of
-  an unlabelled text is what it says of another; ``labels32-random``: the domain models read random vectors.
+  an unlabelled or public text is what it says of another; ``labels32-random``: the domain models read random vectors.
 - ``prompts`` and ``prompts-without`` (Setting 2): 500 calls, with and without the domain models' votes;
   ``topics-contrasts`` and ``topics``: 1,000 calls, with and without exemplars for labels that they confuse.
 - ``turns`` (Setting 3): all labels, `co_tune` for 2,500 calls.
@@ -108,8 +108,9 @@ def models(part: str, config: Config, cache: Path) -> tuple[BaseFM, Encoder]:
     if part.endswith("-random"):
         return fm, RandomEncoder()
     if part.endswith("-shuffled"):
-        texts = [t.strip(" ") for d in read_inputs(config).clients for t in d.unlabelled]
-        return ShuffledTeacher(fm, [*dict.fromkeys(texts)], config.seed), encoder
+        inputs = read_inputs(config)
+        taught_on = [t.strip(" ") for d in inputs.clients for t in d.unlabelled] + [*inputs.task.public]
+        return ShuffledTeacher(fm, [*dict.fromkeys(taught_on)], config.seed), encoder
     return fm, encoder
 
 
