@@ -109,7 +109,9 @@ def models(part: str, config: Config, cache: Path) -> tuple[BaseFM, Encoder]:
         return fm, RandomEncoder()
     if part.endswith("-shuffled"):
         inputs = read_inputs(config)
-        taught_on = [t.strip(" ") for d in inputs.clients for t in d.unlabelled] + [*inputs.task.public]
+        taught_on = [t.strip(" ") for d in inputs.clients for t in d.unlabelled] + [
+            t.strip(" ") for t in inputs.task.public
+        ]
         return ShuffledTeacher(fm, [*dict.fromkeys(taught_on)], config.seed), encoder
     return fm, encoder
 
