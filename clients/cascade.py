@@ -15,16 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
-from promptfed.messages import Cascade, Risk, RiskCounts
+from promptfed.messages import STAGES, Cascade, Risk, RiskCounts
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import cross_fitted_proba
 from promptfed.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from clients.client import Client
-
-# The stages by name, the cheapest first.
-STAGES = ("dm", "fm_single_dm", "fm_dm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -227,8 +227,7 @@ class Client:
                 return await METHOD_TASKS[type(task.body)](self, task.body)
 
     def _vote(self, task: Vote) -> Votes:
-        proba = self.domain.voter.predict_proba(task.texts)
-        return Votes(n_labels=proba.shape[1], shares=np.rint(proba * 255).astype(np.uint8).tobytes())
+        return Votes.of(self.domain.voter.predict_proba(task.texts))
 
     def _score(self, task: Score) -> Scored:
         bias = np.reshape(task.bias, (len(task.prompts), len(self.labels)))

@@ -63,7 +63,7 @@ async def teach(client: Client, task: Teach) -> Votes:
     """What the FM says of public texts under the pooled calibration, which is for balanced labels."""
     proba, failed = await _said(client, task.prompt, task.texts, task.prompt.pooled)
     proba[failed] = 1.0 / proba.shape[1]
-    return Votes(n_labels=proba.shape[1], shares=np.rint(proba * 255).astype(np.uint8).tobytes())
+    return Votes.of(proba)
 
 
 async def lessons_of(client: Client, task: Distil) -> Taught:

@@ -15,13 +15,12 @@ from typing import Any, ClassVar, Final, get_args
 
 import numpy as np
 
-from clients.cascade import STAGES
 from clients.data import read_texts
 from evaluators import answers, metrics
 from promptfed.config import Config
 from promptfed.errors import CapabilityError, ConfigError, RunError, UserError
 from promptfed.federation.averaging import Rule, averaged, ensemble
-from promptfed.federation.cascade import fit_cascade
+from promptfed.federation.cascade import fit_cascade, realised
 from promptfed.federation.evaluation import adopt, evaluate, fit_stack, join, offers, summarise
 from promptfed.federation.events import EventLog, Listener
 from promptfed.federation.server import Limits, Server
@@ -401,20 +400,6 @@ class Conductor(ABC):
             read=self._read,
         )
 
-    def _cascade(self) -> dict[str, Any]:
-        """Of the held-out texts: which share each stage answered, and which share of these answers was wrong."""
-        of = [e for e in self._arms.get("cascade", {}).values() if e.answered]
-        if not of:
-            return {}
-        answered, wrong = (np.sum([getattr(e, k) for e in of], axis=0) for k in ("answered", "wrong"))
-        early = answered[:-1].sum()
-        return {
-            "target_risk": self.config.cascade.target_risk,
-            "share_by_stage": dict(zip(STAGES, (answered / answered.sum()).round(4).tolist(), strict=True)),
-            "wrong_by_stage": dict(zip(STAGES, (wrong / np.maximum(answered, 1)).round(4).tolist(), strict=True)),
-            "realised_risk": round(float(wrong[:-1].sum() / max(early, 1)), 4),
-        }
-
     def _read(self, reading: Reading) -> None:
         """Keep a reading, with what had been spent by then."""
         spent = self.ledger.total(TUNING)
@@ -484,12 +469,13 @@ class Conductor(ABC):
             },
             "max_fm_calls": config.budget.max_fm_calls,
             "personal": self._choices,
-            **({"cascade": told} if (told := self._cascade()) else {}),
             "readings": [{**spent, "metrics": self._at(spent["milestone"])} for _, spent in self._readings],
             "n_dropped_texts": sum(j.n_dropped for j in joined.values()),
             "ledger": self.ledger.as_dict(),
             "privacy": {"releases": self._releases()},
         }
+        if told := realised(self._arms.get("cascade", {}), config.cascade.target_risk):
+            summary["cascade"] = told
         self.events.add("end", {"prompt_id": prompt.prompt_id})
         if self.folder is not None:
             summary["comparisons"] = self.compare()

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from clients.cascade import STAGES, passes_on
+from clients.cascade import passes_on
 from clients.domain_models.base import load_model, smoothed
 from promptfed.errors import ConfigError, DataError
 from promptfed.fm.base import BaseFM, run_sync
+from promptfed.messages import STAGES
 from promptfed.prompts.artefact import Prediction, PromptSet
 from promptfed.prompts.calibration import Calibration
 from promptfed.prompts.passages import fitting, grounded, outvoted
@@ -34,7 +35,7 @@ N_PASSAGES, PASSAGE_TOKENS = 3, 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer(Prediction):
-    """A `Prediction` that says where it comes from: ``by`` is the stage of `clients.cascade.STAGES` that answered;
+    """A `Prediction` that says where it comes from: ``by`` is the stage of `promptfed.messages.STAGES` that answered;
     ``prompts`` were asked, with their exemplars in them, and ``passages`` quoted (empty where no FM was asked)."""
 
     by: str = STAGES[-1]

@@ -17,7 +17,7 @@ import numpy as np
 from promptfed.errors import ConfigError, RunError
 from promptfed.messages import Lessons, Train, Trained, Vote, Votes
 from promptfed.strategies.base import Round, Steps
-from promptfed.strategies.exchanges import picked
+from promptfed.strategies.exchanges import mean_vote, picked
 from promptfed.types import FloatArray
 
 Rule = Literal["fedavg", "fedprox", "fedadam"]
@@ -70,16 +70,4 @@ def ensemble(clients: Sequence[str], n_labels: int, public: Sequence[str]) -> St
         raise ConfigError("dm_ensemble needs public texts for the domain models to vote on: give data.public")
     texts = tuple(public[:MAX_PUBLIC])
     replies = yield Round(name="vote", tasks=dict.fromkeys(clients, Vote(texts=texts)))
-    return lessons_from(texts, n_labels, replies_of=picked(replies, Votes, lambda b: b.n_labels == n_labels))
-
-
-def lessons_from(texts: Sequence[str], n_labels: int, replies_of: Mapping[str, Votes]) -> Lessons:
-    """Votes on the same texts, averaged over clients."""
-    votes = [
-        np.frombuffer(body.shares, dtype=np.uint8).reshape(-1, n_labels)
-        for body in replies_of.values()
-        if len(body.shares) == len(texts) * n_labels
-    ]
-    if not votes:
-        raise RunError("no client voted on the public texts")
-    return Lessons(texts=tuple(texts), shares=np.rint(np.mean(votes, axis=0)).astype(np.uint8).tobytes())
+    return Lessons(texts=texts, shares=Votes.of(mean_vote(replies, len(texts), n_labels)).shares)

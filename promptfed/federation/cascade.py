@@ -8,11 +8,14 @@ holds for texts like the clients' labelled ones, all clients together: for a sin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from scipy.stats import beta
 
 from promptfed.errors import RunError
-from promptfed.messages import Ask, Cascade, Risk, RiskCounts
+from promptfed.messages import STAGES, Ask, Cascade, Evaluated, Risk, RiskCounts
 from promptfed.strategies.base import Federation, Reading, Round, Steps
 from promptfed.strategies.exchanges import picked
 
@@ -49,6 +52,21 @@ def fit_cascade(
         answered, wrong = (np.sum([getattr(b, k) for b in replies.values()], axis=0) for k in ("answered", "wrong"))
         thresholds = (*thresholds, threshold_for(answered.tolist(), wrong.tolist(), target))
     return {c: Cascade(single=s, thresholds=thresholds, target=target) for c, s in singles.items()}
+
+
+def realised(measured: Mapping[str, Evaluated], target: float | None) -> dict[str, Any]:
+    """Of the held-out texts of all clients: which share each stage answered, and which share of these answers was
+    wrong; nothing where no client measured a cascade."""
+    of = [e for e in measured.values() if e.answered]
+    if not of:
+        return {}
+    answered, wrong = (np.sum([getattr(e, k) for e in of], axis=0) for k in ("answered", "wrong"))
+    return {
+        "target_risk": target,
+        "share_by_stage": dict(zip(STAGES, (answered / answered.sum()).round(4).tolist(), strict=True)),
+        "wrong_by_stage": dict(zip(STAGES, (wrong / np.maximum(answered, 1)).round(4).tolist(), strict=True)),
+        "realised_risk": round(float(wrong[:-1].sum() / max(answered[:-1].sum(), 1)), 4),
+    }
 
 
 def threshold_for(answered: list[int], wrong: list[int], target: float, confidence: float = CONFIDENCE) -> float:

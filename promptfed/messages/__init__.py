@@ -2,6 +2,7 @@
 those of single methods, `retrieval` what is asked of an index, `wire` how they travel."""
 
 from promptfed.messages.core import (
+    STAGES,
     Adopt,
     Adopted,
     Ask,
@@ -37,6 +38,7 @@ from promptfed.messages.core import (
 from promptfed.messages.wire import Reply, ReplyBody, Task, TaskBody, decode_reply, decode_task, encode
 
 __all__ = [
+    "STAGES",
     "Adopt",
     "Adopted",
     "Ask",

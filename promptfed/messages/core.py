@@ -17,7 +17,7 @@ from promptfed.ledger import Count
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import NewtonSums
 from promptfed.prompts.template import PromptTemplate
-from promptfed.types import Capability, LabelRequest, SoftSpace, TextRequest
+from promptfed.types import Capability, FloatArray, LabelRequest, SoftSpace, TextRequest
 
 # What a client may use: the tuned set, the best of the clients like it, the best for itself, or tuned and own together.
 Choice = Literal["global", "cluster", "own", "mixed"]
@@ -136,6 +136,10 @@ class Stack(Message):
     prompt: PromptSet
     weights: tuple[float, float]
     kind: Literal["stack"] = "stack"
+
+
+# The stages of a cascade by name, the cheapest first.
+STAGES = ("dm", "fm_single_dm", "fm_dm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,11 +282,25 @@ class Weighed(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Votes(Message):
-    """The domain model's probability of each label for each text, in 255ths, row by row."""
+    """The probability of each label for each text, in 255ths, row by row: the domain model's, or what the FM says."""
 
     n_labels: Count
     shares: bytes
     kind: Literal["votes"] = "votes"
+
+    @classmethod
+    def of(cls, proba: FloatArray) -> Votes:
+        """``proba`` (n, K)."""
+        return cls(n_labels=proba.shape[1], shares=np.rint(proba * 255).astype(np.uint8).tobytes())
+
+    def fits(self, n: int, n_labels: int) -> bool:
+        """Whether these are of ``n`` texts and so many labels."""
+        return (len(self.shares), self.n_labels) == (n * n_labels, n_labels)
+
+    @property
+    def proba(self) -> FloatArray:
+        """(n, K), of votes that fit."""
+        return np.frombuffer(self.shares, dtype=np.uint8).reshape(-1, self.n_labels) / 255.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

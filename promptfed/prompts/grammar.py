@@ -125,17 +125,17 @@ def random_draft(materials: Materials, rng: np.random.Generator) -> Draft:
     """A draft with one exemplar of each label that has any, in random order, all parts drawn uniformly. Where there are
     contrasts, half of the drafts have one of them, side by side."""
     exemplars = [(_pick(texts, rng), label) for label, texts in enumerate(materials.exemplars) if texts]
-    shown = tuple(exemplars[i] for i in rng.permutation(len(exemplars)))
-    if materials.contrasts and rng.random() < 0.5:
-        shown = _with_contrast(shown, _pick(materials.contrasts, rng), rng)
-    return Draft(
+    draft = Draft(
         instruction=_pick(materials.instructions, rng),
         fields=_pick(materials.fields, rng),
-        exemplars=shown,
+        exemplars=tuple(exemplars[i] for i in rng.permutation(len(exemplars))),
         words=materials.draw_words(rng),
         readout=materials.draw_readout(rng),
         pairs=materials.draw_pairs(rng),
     )
+    if materials.contrasts and rng.random() < 0.5:
+        return replace(draft, exemplars=_with_contrast(draft.exemplars, _pick(materials.contrasts, rng), rng))
+    return draft
 
 
 def _with_contrast(

@@ -134,12 +134,7 @@ class Exchanges:
     def vote(self, texts: Sequence[str]) -> Steps[FloatArray]:
         """Mean label probabilities that the clients' domain models give ``texts``, shape (n, n_labels)."""
         replies = yield from self.exchange("vote", {c: Vote(texts=tuple(texts)) for c in self.federation.clients})
-        shape = (len(texts), len(self.federation.labels))
-        right_size = picked(replies, Votes, lambda b: (len(b.shares), b.n_labels) == (shape[0] * shape[1], shape[1]))
-        votes = [np.frombuffer(b.shares, dtype=np.uint8).reshape(shape) / 255.0 for b in right_size.values()]
-        if not votes:
-            raise RunError("no client voted; at least one domain model is needed")
-        return np.asarray(np.mean(votes, axis=0), dtype=np.float64)
+        return mean_vote(replies, len(texts), len(self.federation.labels))
 
     def exchange(
         self,
@@ -162,6 +157,14 @@ class Exchanges:
             else:
                 self._owed[client] = owed
         return replies
+
+
+def mean_vote(replies: Replies, n: int, n_labels: int) -> FloatArray:
+    """Votes on ``n`` texts, averaged over clients, (n, K). Raises `RunError` where nobody voted."""
+    votes = [body.proba for body in picked(replies, Votes, lambda b: b.fits(n, n_labels)).values()]
+    if not votes:
+        raise RunError("no client voted; at least one domain model is needed")
+    return np.asarray(np.mean(votes, axis=0), dtype=np.float64)
 
 
 def picked(replies: Replies, kind: type[B], fits: Callable[[B], bool]) -> dict[str, B]:

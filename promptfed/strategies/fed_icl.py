@@ -141,11 +141,8 @@ class FedICL:
         }
         replies = yield from session.exchange("relabel", tasks, {c: len(mine) for c, mine in dealt.items()})
         n_labels = len(federation.labels)
-        votes = dict[str, FloatArray]()
-        for c, body in picked(replies, Votes, lambda b: b.n_labels == n_labels).items():
-            if len(body.shares) == len(dealt[c]) * n_labels:
-                votes[c] = np.frombuffer(body.shares, dtype=np.uint8).reshape(-1, n_labels) / 255.0
-        answers.fuse(dealt, votes)
+        said = picked(replies, Votes, lambda _: True)
+        answers.fuse(dealt, {c: body.proba for c, body in said.items() if body.fits(len(dealt[c]), n_labels)})
 
     def _prompts(self, context: Materials, pool: Pool, rng: np.random.Generator, n: int) -> list[Draft]:
         """``n`` new few-shot prompts of the context: which of its texts, how many and in what order is drawn; fields

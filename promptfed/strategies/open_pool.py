@@ -121,7 +121,7 @@ def gather_alone(session: Session, rng: np.random.Generator) -> Steps[Materials]
     federation = session.federation
     n_write = int(session.milestone * proposal.WRITE_SHARE) * (1 if federation.public else 2)
     found = yield from gather_openly(session, rng, n_write)
-    n_words = max(0, min(proposal.N_WORDS, proposal.MOST_WORDS // len(federation.labels) - 1))
+    n_words = proposal.words_a_label(len(federation.labels))
     exemplars = [
         [*framed, *written][: proposal.N_EXEMPLARS] for framed, written in zip(found.framed, found.written, strict=True)
     ]

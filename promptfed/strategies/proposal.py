@@ -70,7 +70,7 @@ def gather(session: Session, rng: np.random.Generator, *, contrasts: bool = Fals
     other_words: list[tuple[str, ...]] = []
     whole: list[tuple[str, ...]] = []
     taken = set(federation.words)
-    n_words = max(0, min(N_WORDS, MOST_WORDS // len(federation.labels) - 1))
+    n_words = words_a_label(len(federation.labels))
     for label in range(len(federation.labels)):
         mine = evidence[:, label]
         worth = np.where((mine > 0) & (mine >= CLEAR * mine.max(initial=0.0)), mine + natural, -np.inf)
@@ -103,6 +103,11 @@ def gather(session: Session, rng: np.random.Generator, *, contrasts: bool = Fals
         loose=tuple(whole),
         contrasts=tuple(((texts[i], a), (texts[j], b)) for (i, a), (j, b) in apart),
     )
+
+
+def words_a_label(n_labels: int) -> int:
+    """How many label words each label gets beside the given one."""
+    return max(0, min(N_WORDS, MOST_WORDS // n_labels - 1))
 
 
 def contrasting(votes: FloatArray, clear: Sequence[Sequence[int]]) -> list[tuple[tuple[int, int], tuple[int, int]]]:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import promptfed
-from clients.cascade import STAGES
 from clients.domain_models.base import load_model
 from promptfed.errors import DataError
 from promptfed.fm.scripted import ScriptedFM
+from promptfed.messages import STAGES
 from promptfed.predictor import Predictor
 from promptfed.types import Hit
 from tests.support import CountingFM, FailingFM, WordEncoder, sentences, wait_for, write_rows

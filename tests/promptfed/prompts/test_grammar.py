@@ -284,3 +284,13 @@ def test_half_of_the_drafts_have_a_contrast_side_by_side_in_place_of_other_exemp
     for d in with_contrast:
         places = [d.exemplars.index(exemplar) for exemplar in three.contrasts[0]]
         assert abs(places[0] - places[1]) == 1
+
+
+def test_a_seed_draws_what_it_drew_when_the_published_figures_were_measured() -> None:
+    assert random_draft(MATERIALS, rng(8)) == Draft(
+        instruction="Judge.",
+        fields=("Sentence", "Label"),
+        exemplars=(("So sad.", 0), ("It was fine.", 1)),
+        words=("poor", "strong"),
+        readout=(("bad", "poor", "weak"), ("good", "great", "strong")),
+    )
