@@ -16,7 +16,9 @@ import torch
 
 from promptfed.app import resume, run
 from promptfed.config import Config, load_config
+from promptfed.errors import ConfigError
 from promptfed.fm.base import BaseFM
+from promptfed.folder import config_of
 from promptfed.runs import correctness
 from promptfed.types import Encoder, FloatArray
 
@@ -39,7 +41,10 @@ def configured(data: str, overrides: Mapping[str, Any]) -> Config:
 
 
 def kept(folder: Path, config: Config, models: Callable[[], tuple[BaseFM, Encoder]]) -> None:
-    """Run, unless the run is there; one that was stopped goes on."""
+    """Run, unless the run is there; one that was stopped goes on. Raises `ConfigError` where the folder is of another
+    configuration."""
+    if (folder / "config.toml").is_file() and config_of(folder) != config:
+        raise ConfigError(f"{folder} holds a run of another configuration: delete it, or give another --work")
     if (folder / "summary.json").is_file():
         return
     fm, encoder = models()

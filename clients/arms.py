@@ -82,13 +82,13 @@ class Arms:
     def stack_sums(self, prompt: PromptSet, weights: tuple[float, ...]) -> NewtonSums:
         """This client's part of a Newton step at ``weights`` of (FM, domain model), over the texts that it has scored.
 
-        Both are seen as they are on texts that they were not fitted on: the FM under cross-fitted calibration, the
-        domain model out of fold.
+        Both are seen as they are on texts that they were not fitted on: under cross-fitted calibration, and the domain
+        model out of fold.
         """
         scores, labels, rows = self._train.get(prompt.prompts)
         pooled = prompt.pooled.shifted(self._train.log_prior)
         fm = np.log(cross_fitted_proba(scores, labels, towards=pooled))
-        sources = np.stack([fm, self._domain_logits(self._domain.held_out[rows])], axis=1)
+        sources = np.stack([fm, self._domain.judged[rows] - self._train.log_prior], axis=1)
         total = sums(sources, labels, Calibration(weights=weights, bias=(0.0,) * self._n_labels))
         n = len(weights)
         return NewtonSums(n=total.n, loss=total.loss, gradient=total.gradient[:n], hessian=total.hessian[:n, :n])

@@ -65,8 +65,8 @@ def risk_counts(client: Client, task: Risk) -> RiskCounts:
     """Of the texts that reach the stage after ``task.thresholds``: how many it would answer at each of the thresholds
     that are tried, and how many of those wrongly."""
     labels = client.data.train.labels
-    domain = client.domain.calibration.logits(client.domain.held_out[:, None])
-    proba = softmax(domain, axis=1)
+    domain = client.domain.judged
+    proba = np.exp(domain)
     if task.thresholds:
         scores, _, rows = client.scores.get(task.single.prompts)
         pooled = task.single.pooled.shifted(client.scores.log_prior)

@@ -55,6 +55,8 @@ from promptfed.messages import (
     Teach,
     Train,
     Trained,
+    Unlearn,
+    Unlearned,
     Vote,
     Votes,
     Weigh,
@@ -159,7 +161,7 @@ class Client:
             for task, replied in zip(map(decode_task, self._history.tasks), self._history.replies, strict=True):
                 self.fm.grant = decode_reply(replied).usage.fm_calls
                 caught_up = isinstance(task.body, Score) and self.fm.grant > 0
-                if caught_up or isinstance(task.body, Ask | Vote | Distil | Evaluate):
+                if caught_up or isinstance(task.body, Ask | Vote | Distil | Unlearn | Evaluate):
                     await self._do(task)
         finally:
             self.fm.grant = 0
@@ -221,6 +223,9 @@ class Client:
                 return await teach(self, task.body)
             case Distil():
                 return await self._distil(task.body)
+            case Unlearn():
+                self.domain.unlearn()
+                return Unlearned()
             case Evaluate():
                 return await self._evaluate(task.body)
             case _:

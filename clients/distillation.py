@@ -6,7 +6,6 @@ The client's unlabelled texts go to its FM only; what leaves of them is how many
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ from scipy.special import softmax
 from clients.scores import brier_score
 from promptfed.errors import RunError
 from promptfed.messages import Distil, Distilled, Lessons, Teach, Votes
-from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import Calibration, batch_calibration
 from promptfed.types import FloatArray
 
@@ -46,24 +44,33 @@ def nothing(n_labels: int) -> Taught:
     return Taught(texts=(), targets=np.zeros((0, n_labels)))
 
 
-def from_others(lessons: Lessons, n_labels: int, min_confidence: float = 0.0) -> Taught:
-    """Those that whoever gave them was sure enough of. Raises `RunError` where they are of other labels than the
-    client's."""
+def from_others(lessons: Lessons, n_labels: int, min_confidence: float = 0.0, temperature: float = 1.0) -> Taught:
+    """Those that whoever gave them was sure enough of, judged before the temperature; all zeros is no lesson. Raises
+    `RunError` where they are of other labels than the client's."""
     if len(lessons.shares) != len(lessons.texts) * n_labels:
         raise RunError(
             f"{len(lessons.shares)} shares for {len(lessons.texts)} texts do not fit this client's {n_labels} labels"
         )
     shares = np.frombuffer(lessons.shares, dtype=np.uint8).reshape(-1, n_labels).astype(float)
     proba = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1.0)
-    kept = np.flatnonzero(proba.max(axis=1, initial=0.0) >= min_confidence)
-    return Taught(texts=tuple(lessons.texts[i] for i in kept.tolist()), targets=LESSON_WEIGHT * proba[kept])
+    kept = np.flatnonzero(shares.any(axis=1) & (proba.max(axis=1, initial=0.0) >= min_confidence))
+    # Half a step of the shares stands for what was rounded to none.
+    flatter = softmax(np.log(np.maximum(proba[kept], 0.5 / 255)) / temperature, axis=1)
+    targets = proba[kept] if temperature == 1.0 else flatter
+    return Taught(texts=tuple(lessons.texts[i] for i in kept.tolist()), targets=LESSON_WEIGHT * targets)
 
 
 async def teach(client: Client, task: Teach) -> Votes:
-    """What the FM says of public texts under the pooled calibration, which is for balanced labels."""
-    proba, failed = await _said(client, task.prompt, task.texts, task.prompt.pooled)
-    proba[failed] = 1.0 / proba.shape[1]
-    return Votes.of(proba)
+    """What the FM says of public texts under the pooled calibration, which is for balanced labels; zeros where it
+    failed."""
+    requests = [request for p in task.prompt.prompts for request in p.requests(task.texts)]
+    answers = await client.fm.complete(requests)
+    n = len(task.texts)
+    each = [p.label_scores(answers[i * n : (i + 1) * n]) for i, p in enumerate(task.prompt.prompts)]
+    failed = np.any([np.ma.getmaskarray(s).any(axis=1) for s in each], axis=0)
+    scores = np.stack([np.asarray(s.data) for s in each], axis=1)
+    calibration = task.prompt.pooled if task.prompt.is_calibrated else batch_calibration(scores)
+    return Votes.of(np.where(failed[:, None], 0.0, calibration.predict_proba(scores)))
 
 
 async def lessons_of(client: Client, task: Distil) -> Taught:
@@ -71,14 +78,16 @@ async def lessons_of(client: Client, task: Distil) -> Taught:
     n_labels = len(client.labels)
     taught = nothing(n_labels)
     if task.lessons is not None:
-        taught = from_others(task.lessons, n_labels, task.min_confidence)
+        taught = from_others(task.lessons, n_labels, task.min_confidence, task.temperature)
     texts = client.data.unlabelled[: task.stop]
     if task.prompt is None or not texts:
         return taught
     store = client.unlabelled
     await store.ask(client.fm, task.prompt.prompts, len(texts))
     scores, _, rows = store.get(task.prompt.prompts, len(texts))
-    kept, targets = soft_labels(scores, _teacher(client, task.prompt, scores), task.temperature, task.min_confidence)
+    # The client's own calibration, which without labels is the pooled one; where nobody has any, one that needs none.
+    teacher = client.arms.calibrate(task.prompt) if task.prompt.is_calibrated else batch_calibration(scores)
+    kept, targets = soft_labels(scores, teacher, task.temperature, task.min_confidence)
     kept &= ~store.failed(task.prompt.prompts)[rows]
     mine = Taught(texts=tuple(texts[i] for i in rows[kept]), targets=LESSON_WEIGHT * targets[kept])
     return taught + mine
@@ -96,13 +105,6 @@ def soft_labels(
     return np.asarray(sure), np.asarray(softmax(logits / temperature, axis=1))
 
 
-def _teacher(client: Client, prompt: PromptSet, scores: FloatArray) -> Calibration:
-    """The client's own calibration; where it has no labelled text, one that needs none."""
-    if len(client.data.train):
-        return client.arms.calibrate(prompt)
-    return batch_calibration(scores)
-
-
 def judged(before: FloatArray, after: FloatArray, labels: np.ndarray, n_lessons: int) -> Distilled:
     """The sums that leave, of two models' probabilities (n, K) of labelled texts that they did not see."""
     old, new = brier_score(before, labels), brier_score(after, labels)
@@ -113,16 +115,3 @@ def judged(before: FloatArray, after: FloatArray, labels: np.ndarray, n_lessons:
         after=float(new.sum()),
         diff_sq=float(((new - old) ** 2).sum()),
     )
-
-
-async def _said(
-    client: Client, prompt: PromptSet, texts: Sequence[str], calibration: Calibration
-) -> tuple[FloatArray, np.ndarray]:
-    """Probabilities (n, K) of texts, and which of them the FM failed on (n,)."""
-    requests = [request for p in prompt.prompts for request in p.requests(texts)]
-    answers = await client.fm.complete(requests)
-    n = len(texts)
-    scores = [p.label_scores(answers[i * n : (i + 1) * n]) for i, p in enumerate(prompt.prompts)]
-    failed = np.any([np.ma.getmaskarray(s).any(axis=1) for s in scores], axis=0)
-    proba = calibration.predict_proba(np.stack([np.asarray(s.data) for s in scores], axis=1))
-    return np.array(proba), failed

@@ -12,7 +12,7 @@ from clients.data import ClientData
 from clients.distillation import Taught, nothing
 from clients.domain_models.base import Averageable, make_domain_model, out_of_fold, smoothed
 from promptfed.errors import RunError
-from promptfed.prompts.calibration import Calibration, fit
+from promptfed.prompts.calibration import Calibration, cross_fitted_proba, fit
 from promptfed.types import DomainModel, Encoder, FloatArray
 
 # Local steps of a round of averaging; of a linear model, iterations of L-BFGS.
@@ -41,7 +41,7 @@ class Learning:
     def __init__(self, kind: str, encoder: Encoder, data: ClientData, n_labels: int, seed: int) -> None:
         self.kind, self._encoder, self._data, self._seed = kind, encoder, data, seed
         self.targets = np.eye(n_labels)[data.train.labels]
-        self.taught = nothing(n_labels)
+        self.taught = self._earlier = nothing(n_labels)
 
     def make(self) -> DomainModel:
         """An unfitted model of the client's kind; the same start at all clients."""
@@ -69,18 +69,36 @@ class Learning:
 
     @cached_property
     def calibration(self) -> Calibration:
-        """Of the domain model, on all labelled texts, which are more than those that the FM scored."""
-        unchanged = Calibration(weights=(1.0,), bias=(0.0,) * self.targets.shape[1])
-        return fit(self.held_out[:, None], self._data.train.labels, towards=unchanged)
+        """Of the domain model for texts without a label, on all labelled texts, which are more than the FM scored."""
+        return fit(self.held_out[:, None], self._data.train.labels, towards=self._unchanged)
+
+    @cached_property
+    def judged(self) -> FloatArray:
+        """Calibrated log-probabilities (n, K) of each labelled text by a model and a calibration that did not see it:
+        what risks and weights are found by."""
+        labels = self._data.train.labels
+        return np.log(cross_fitted_proba(self.held_out[:, None], labels, towards=self._unchanged))
+
+    @property
+    def _unchanged(self) -> Calibration:
+        return Calibration(weights=(1.0,), bias=(0.0,) * self.targets.shape[1])
 
     def learn(self, taught: Taught) -> tuple[FloatArray, FloatArray]:
         """Take ``taught`` for what there is to learn beside the labelled texts. Returns probabilities (n, K) of the
         labelled texts, each by a model that did not see it: before, and after."""
-        before = np.exp(self.held_out)
-        self.taught = taught
-        for name in ("model", "voter", "held_out", "calibration"):
-            self.__dict__.pop(name, None)
+        before, earlier = np.exp(self.held_out), self.taught
+        self._take(taught)
+        self._earlier = earlier
         return before, np.exp(self.held_out)
+
+    def unlearn(self) -> None:
+        """Go back to what there was to learn before the last lessons."""
+        self._take(self._earlier)
+
+    def _take(self, taught: Taught) -> None:
+        self.taught = taught
+        for name in ("model", "voter", "held_out", "calibration", "judged"):
+            self.__dict__.pop(name, None)
 
     def of(self, taught: Taught) -> DomainModel:
         """A model of the labelled texts and ``taught``, which is not kept."""
@@ -97,9 +115,9 @@ class Learning:
         return model.trained(self._data.train.texts, self.targets, n_steps=LOCAL_STEPS, proximal=proximal)
 
     def with_parameters(self, parameters: Sequence[float]) -> DomainModel:
-        """A model with averaged parameters; the client's own where its kind has none."""
+        """A model with averaged parameters; the client's own where there are none for its kind."""
         model = self.make()
-        if not isinstance(model, Averageable):
+        if not parameters or not isinstance(model, Averageable):
             return self.own
         model.parameters = self._fitting(model, parameters)
         return model

@@ -154,8 +154,14 @@ def _read_unlabelled(config: Config) -> list[tuple[str, str]]:
     """Texts (client, text) without a label."""
     data = config.data
     if data.unlabelled is not None:
-        columns = [data.client_column, data.text_column]
-        return [(record[columns[0]].strip(), record[columns[1]]) for _, record in records(data.unlabelled, columns)]
+        rows = []
+        for number, record in records(data.unlabelled, [data.client_column, data.text_column]):
+            if not (owner := record[data.client_column].strip()):
+                raise DataError(
+                    f"{data.unlabelled}, row {number}: column {data.client_column!r} is empty; expected a client's name"
+                )
+            rows.append((owner, record[data.text_column]))
+        return rows
     return [
         (c.id, text)
         for c in config.clients
@@ -348,7 +354,7 @@ class Simulation(Conductor):
 def _pool(clients: Sequence[ClientData]) -> tuple[ClientData, dict[str, Any]]:
     """One client that holds everybody's training texts, taken in turns; and where each client's texts went."""
     places = sorted((i / len(d.train), c, i) for c, d in enumerate(clients) for i in range(len(d.train)))
-    of, is_labelled = [d.train for d in clients], bool(clients[0].train.labels.size)
+    of, is_labelled = [d.train for d in clients], any(d.train.labels.size for d in clients)
     train = Labelled(
         texts=tuple(of[c].texts[i] for _, c, i in places),
         labels=np.array([of[c].labels[i] for _, c, i in places if is_labelled], dtype=np.int64),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -245,13 +245,17 @@ def predict_command(
     index: Annotated[
         Path | None, typer.Option("--index", help="With --client: quote passages of this index (promptfed index).")
     ] = None,
-    encoder: Annotated[str, typer.Option("--encoder", help="Encoder of the index.")] = "all-minilm-l6-v2",
-    n_passages: Annotated[int, typer.Option("--passages", min=1, help="Passages a text, with --index.")] = 3,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="Encoder of the index; all-minilm-l6-v2 by default.")
+    ] = None,
+    n_passages: Annotated[
+        int | None, typer.Option("--passages", min=1, help="Passages a text, with --index; 3 by default.")
+    ] = None,
     isolate: Annotated[
         bool, typer.Option("--isolate", help="With --index: a prompt for each passage, and they vote.")
     ] = False,
 ) -> None:
-    """Label texts, or answer them: lines in, one JSON object a line out, in order.
+    """Label texts, or answer them: lines in, one JSON object a line out, in order; of a blank line the label is null.
 
     With --client, each line also says who answered (dm: the domain model alone; fm_single_dm: with the best prompt;
     fm_dm: with all), the prompts asked, and the passages quoted.
@@ -260,20 +264,28 @@ def predict_command(
 
     if client is None and (prompt_only or index):
         raise ConfigError(f"{'--prompt-only' if prompt_only else '--index'} needs --client: whose?")
+    given = {"--encoder": encoder, "--passages": n_passages, "--isolate": isolate or None}
+    if index is None and (without := [name for name, value in given.items() if value is not None]):
+        raise ConfigError(f"{without[0]} is about passages: it needs --index")
     if index is not None and (prompt_only or personal):
         raise ConfigError("--index goes with all that the client has: leave out --prompt-only and --personal")
     if client is not None and not (prompt_only or personal):
-        _predict_as(client, prompt, _lines(source), fm, index, encoder, n_passages=n_passages, isolate=isolate)
+        options = {"isolate": isolate, **({"n_passages": n_passages} if n_passages is not None else {})}
+        _predict_as(client, prompt, _lines(source), fm, index, encoder or "all-minilm-l6-v2", **options)
         return
     tuned, calibration = _tuned(prompt, client, personal)
     texts = _lines(source)
     model = load_fm(fm)
-    for start in range(0, len(texts), 256):
-        for answer in tuned.predict(texts[start : start + 256], fm=model, calibration=calibration):
-            line: dict[str, Any] = {"answer": answer.answer}
+    _tell_of_another_fm(prompt, model.fm_id)
+
+    def answered(part: list[str]) -> Iterator[dict[str, Any]]:
+        for answer in tuned.predict(part, fm=model, calibration=calibration):
             if tuned.labels:
-                line = {"label": answer.label, "proba": {k: round(p, 4) for k, p in answer.proba.items()}}
-            print(json.dumps(line, ensure_ascii=False), flush=True)  # noqa: T201
+                yield {"label": answer.label, "proba": _rounded(answer.proba)}
+            else:
+                yield {"answer": answer.answer}
+
+    _print_in_step(texts, answered)
 
 
 @app.command("report")
@@ -393,17 +405,44 @@ def _predict_as(
         from retrieval.index import LocalIndex
 
         retriever = LocalIndex.open(index, load_encoder(encoder))
-    predictor = Predictor.load(folder, fm=load_fm(fm), client=client, retriever=retriever, **options)
-    for start in range(0, len(texts), 256):
-        for answer in predictor.predict(texts[start : start + 256]):
-            line = {
+    model = load_fm(fm)
+    predictor = Predictor.load(folder, fm=model, client=client, retriever=retriever, **options)
+    _tell_of_another_fm(folder, model.fm_id)
+
+    def answered(part: list[str]) -> Iterator[dict[str, Any]]:
+        for answer in predictor.predict(part):
+            yield {
                 "label": answer.label,
-                "proba": {k: round(p, 4) for k, p in answer.proba.items()},
+                "proba": _rounded(answer.proba),
                 "by": answer.by,
                 "prompts": [p.prompt_id for p in answer.prompts],
                 "passages": [{"doc_id": h.doc_id, "passage": h.passage} for h in answer.passages],
             }
-            print(json.dumps(line, ensure_ascii=False), flush=True)  # noqa: T201
+
+    _print_in_step(texts, answered)
+
+
+def _print_in_step(lines: Sequence[str], answered: Callable[[list[str]], Iterable[dict[str, Any]]]) -> None:
+    """One JSON object for each of ``lines``, batch by batch; nobody is asked about a blank one."""
+    for start in range(0, len(lines), 256):
+        part = lines[start : start + 256]
+        texts = [line for line in part if line.strip()]
+        answers = iter(answered(texts) if texts else ())
+        for line in part:
+            record = next(answers) if line.strip() else {"label": None}
+            print(json.dumps(record, ensure_ascii=False), flush=True)  # noqa: T201
+
+
+def _tell_of_another_fm(prompt: Path, fm_id: str) -> None:
+    from promptfed.runs import read_about
+
+    tuned_on = read_about(prompt).get("fm")
+    if tuned_on is not None and tuned_on != fm_id:
+        err_console.print(f"tuned on {tuned_on}, answered by {fm_id}: the calibration is of the former", markup=False)
+
+
+def _rounded(proba: Mapping[str, float]) -> dict[str, float]:
+    return {label: round(p, 4) for label, p in proba.items()}
 
 
 def _rows(data: Path, text_column: str, label_column: str) -> list[tuple[str, str]]:
@@ -427,7 +466,9 @@ def _label_indices(data: Path, rows: Sequence[tuple[str, str]], tuned: PromptSet
 def _lines(source: Path | None) -> list[str]:
     try:
         content = sys.stdin.buffer.read() if source is None else source.read_bytes()
-        return [line for line in content.decode("utf-8").splitlines() if line.strip()]
+        # Not splitlines: it also cuts at characters that may stand within a text.
+        lines = [line.removesuffix("\r") for line in content.decode("utf-8").split("\n")]
+        return lines if lines[-1] else lines[:-1]
     except FileNotFoundError:
         raise DataError(f"{source}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -20,7 +20,7 @@ from evaluators import answers, metrics
 from promptfed.config import Config
 from promptfed.errors import CapabilityError, ConfigError, RunError, UserError
 from promptfed.federation.averaging import Rule, averaged, ensemble
-from promptfed.federation.cascade import fit_cascade, realised
+from promptfed.federation.cascade import fit_cascade, least_texts, realised
 from promptfed.federation.evaluation import adopt, evaluate, fit_stack, join, offers, summarise
 from promptfed.federation.events import EventLog, Listener
 from promptfed.federation.server import Limits, Server
@@ -40,7 +40,7 @@ from promptfed.strategies.baselines import (
     manual_prompt,
     zero_shot_prompt,
 )
-from promptfed.strategies.distillation import distil
+from promptfed.strategies.distillation import Teacher
 from promptfed.types import SoftSpace, satisfies
 
 SCHEMA_VERSION = 1
@@ -220,13 +220,9 @@ class Conductor(ABC):
         prompts = {c: reading.of(c).prompt for c in federation.clients}
         teaching = self.config.distillation
         if teaching.max_fm_calls:
-            lesson = distil(
-                federation,
-                {c: reading.of(c).single for c in federation.clients},  # three times the texts for as many calls
-                teaching.max_fm_calls,
-                temperature=teaching.temperature,
-                min_confidence=teaching.min_confidence,
-            )
+            teacher = Teacher(temperature=teaching.temperature, min_confidence=teaching.min_confidence)
+            singles = {c: reading.of(c).single for c in federation.clients}  # three times the texts for as many calls
+            lesson = teacher.distil(federation, singles, teaching.max_fm_calls)
             await server.drive(lesson, "transfer", teaching.max_fm_calls)
         stack = (1.0, 0.0)
         if federation.labels:
@@ -255,6 +251,7 @@ class Conductor(ABC):
     def _check_budget(self, federation: Federation, is_measured: bool) -> None:
         """Let the method refuse a budget before anything is paid for, also the share of one client alone."""
         next(self.method.run(unread(federation, milestones=federation.milestones)), None)
+        self._check_transfer(federation)
         baselines = self.config.evaluation.baselines if is_measured else ()
         trained = [name for name in baselines if name in (*AVERAGES, "dm_ensemble")]
         if trained and not any(federation.clients.values()):
@@ -271,6 +268,19 @@ class Conductor(ABC):
                 raise ConfigError(
                     f"evaluation.baselines has local_only, where {error}, or leave the baseline out"
                 ) from None
+
+    def _check_transfer(self, federation: Federation) -> None:
+        if self.config.distillation.max_fm_calls and not (any(federation.unlabelled.values()) or federation.public):
+            raise ConfigError(
+                "[distillation] has nothing to teach from: no client has unlabelled texts (data.unlabelled, "
+                "data.max_labels), and there are no public ones (data.public)"
+            )
+        target = self.config.cascade.target_risk
+        if target is not None and (n := sum(federation.clients.values())) < (least := least_texts(target)):
+            raise ConfigError(
+                f"cascade.target_risk = {target:g} can't be shown to hold on the {n} labelled texts of all clients "
+                f"together: it takes {least}, or a larger target"
+            )
 
     async def _evaluate(
         self,

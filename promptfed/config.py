@@ -268,6 +268,8 @@ class Config(_Section):
             )
         if self.cascade.target_risk is not None:
             raise ValueError("[cascade] is of small models, and with task.kind = 'generation' there are none")
+        if self.data.max_labels is not None:
+            raise ValueError("data.max_labels is of labels, and task.kind = 'generation' has none")
         if self.distillation.max_fm_calls:
             raise ValueError("[distillation] teaches small models, and with task.kind = 'generation' there are none")
         if "manual_few_shot" in self.evaluation.baselines and self.evaluation.manual_prompt is None:

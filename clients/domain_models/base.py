@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -65,24 +66,23 @@ def load_model(path: Path, labels: Sequence[str], encoder: Encoder | None = None
     """What `save_model` kept, with the encoder that it names unless one is given. Raises `DataError` where it is of
     other ``labels`` or another encoder, or no such file."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
             about = json.loads(str(kept["about"]))
             state = {name.removeprefix("state_"): kept[name] for name in kept.files if name != "about"}
-    except (OSError, ValueError, KeyError) as error:
+        kind, of_labels, encoder_id = about["kind"], about["labels"], about["encoder"]
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a domain model that promptfed kept ({type(error).__name__})") from None
-    if about["labels"] != list(labels):
-        raise DataError(
-            f"{path}: its labels are {', '.join(about['labels'])}; expected {', '.join(labels)}, in that order"
-        )
-    if encoder is not None and encoder.encoder_id != about["encoder"]:
-        raise DataError(f"{path}: trained with encoder {about['encoder']!r}, not {encoder.encoder_id!r}")
-    model = make_domain_model(about["kind"], encoder or load_encoder(about["encoder"]), len(labels))
+    if of_labels != list(labels):
+        raise DataError(f"{path}: its labels are {', '.join(of_labels)}; expected {', '.join(labels)}, in that order")
+    if encoder is not None and encoder.encoder_id != encoder_id:
+        raise DataError(f"{path}: trained with encoder {encoder_id!r}, not {encoder.encoder_id!r}")
+    model = make_domain_model(kind, encoder or load_encoder(encoder_id), len(labels))
     if isinstance(model, Restorable):
         model.state = state
-    elif isinstance(model, Averageable):
+    elif isinstance(model, Averageable) and "parameters" in state:
         model.parameters = state["parameters"]
     else:
-        raise DataError(f"{path}: domain models of kind {about['kind']!r} can't be kept")
+        raise DataError(f"{path}: holds nothing that a domain model of kind {kind!r} can be made from")
     return model
 
 

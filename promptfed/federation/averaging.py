@@ -9,6 +9,7 @@ which models of all kinds understand.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -45,7 +46,7 @@ def averaged(kinds: Mapping[str, str], rule: Rule) -> Steps[dict[str, tuple[floa
         replies = picked((yield Round(name=rule, tasks=tasks)), Trained, lambda b: b.n > 0 and len(b.parameters) > 0)
         for kind in sorted(set(kinds.values())):
             parts = [body for c, body in replies.items() if kinds[c] == kind]
-            size = len(now[kind]) if kind in now else min((len(p.parameters) for p in parts), default=0)
+            size = len(now[kind]) if kind in now else _usual_size(parts)
             parts = [p for p in parts if len(p.parameters) == size]
             if not parts:
                 continue
@@ -62,6 +63,14 @@ def averaged(kinds: Mapping[str, str], rule: Rule) -> Steps[dict[str, tuple[floa
         told = ", ".join(sorted(set(kinds.values()))) or "none"
         raise RunError(f"no client returned parameters of its domain model to average (kinds: {told})")
     return {c: tuple(now.get(kind, np.zeros(0)).tolist()) for c, kind in kinds.items()}
+
+
+def _usual_size(parts: Sequence[Trained]) -> int:
+    """The number of parameters that most texts stand behind; of several, the larger."""
+    behind: Counter[int] = Counter()
+    for part in parts:
+        behind[len(part.parameters)] += part.n
+    return max(behind, key=lambda size: (behind[size], size), default=0)
 
 
 def ensemble(clients: Sequence[str], n_labels: int, public: Sequence[str]) -> Steps[Lessons]:

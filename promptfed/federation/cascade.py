@@ -8,6 +8,7 @@ holds for texts like the clients' labelled ones, all clients together: for a sin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,7 +57,8 @@ def fit_cascade(
 
 def realised(measured: Mapping[str, Evaluated], target: float | None) -> dict[str, Any]:
     """Of the held-out texts of all clients: which share each stage answered, and which share of these answers was
-    wrong; nothing where no client measured a cascade."""
+    wrong (None where a stage, or no stage before the last, answered any); nothing where no client measured a
+    cascade."""
     of = [e for e in measured.values() if e.answered]
     if not of:
         return {}
@@ -64,9 +66,13 @@ def realised(measured: Mapping[str, Evaluated], target: float | None) -> dict[st
     return {
         "target_risk": target,
         "share_by_stage": dict(zip(STAGES, (answered / answered.sum()).round(4).tolist(), strict=True)),
-        "wrong_by_stage": dict(zip(STAGES, (wrong / np.maximum(answered, 1)).round(4).tolist(), strict=True)),
-        "realised_risk": round(float(wrong[:-1].sum() / max(answered[:-1].sum(), 1)), 4),
+        "wrong_by_stage": {s: _share(w, n) for s, w, n in zip(STAGES, wrong, answered, strict=True)},
+        "realised_risk": _share(wrong[:-1].sum(), answered[:-1].sum()),
     }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(float(part / whole), 4) if whole else None
 
 
 def threshold_for(answered: list[int], wrong: list[int], target: float, confidence: float = CONFIDENCE) -> float:
@@ -77,6 +83,11 @@ def threshold_for(answered: list[int], wrong: list[int], target: float, confiden
         if n and upper_bound(n, n_wrong, level) <= target:
             return threshold
     return NEVER
+
+
+def least_texts(target: float, confidence: float = CONFIDENCE) -> int:
+    """How many texts it takes, none answered wrongly, for the bound to be at the target."""
+    return math.ceil(math.log((1 - confidence) / len(TRIED)) / math.log1p(-target))
 
 
 def upper_bound(n: int, n_wrong: int, level: float) -> float:

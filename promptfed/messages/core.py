@@ -224,6 +224,13 @@ class Distil(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unlearn(Message):
+    """Go back to the domain model that you had before the last `Distil`."""
+
+    kind: Literal["unlearn"] = "unlearn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluate(Message):
     """Measure one arm on your held-out texts. ``prompt``, ``stack``, ``parameters``, ``lessons``, ``cascade`` and
     ``offer`` where the arm needs them; with ``stop``, the client's own calibration is fitted on its texts [0, stop)
@@ -391,6 +398,13 @@ class Distilled(Message):
     after: float
     diff_sq: float
     kind: Literal["distilled"] = "distilled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unlearned(Message):
+    """Done."""
+
+    kind: Literal["unlearned"] = "unlearned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

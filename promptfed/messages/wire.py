@@ -35,6 +35,7 @@ TaskBody = (
     | core.Train
     | core.Teach
     | core.Distil
+    | core.Unlearn
     | core.Evaluate
     | methods.TaskBody
     | retrieval.TaskBody
@@ -51,6 +52,7 @@ ReplyBody = (
     | core.Adopted
     | core.Trained
     | core.Distilled
+    | core.Unlearned
     | core.Evaluated
     | core.Failed
     | methods.ReplyBody

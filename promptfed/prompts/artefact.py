@@ -62,6 +62,11 @@ class PromptSet:
         return Calibration(weights=self.weights, bias=self.bias)
 
     @property
+    def is_calibrated(self) -> bool:
+        """Whether weights and bias were fitted; if not, scores are taken as the FM gives them."""
+        return any(weight != 1.0 for weight in self.weights) or any(self.bias)
+
+    @property
     def prompt_id(self) -> str:
         """Content hash; the name under which a prompt is cited."""
         return content_hash(self._record(), 16)

@@ -132,8 +132,8 @@ class Cascaded(_Record):
 
     target_risk: FiniteFloat
     share_by_stage: dict[str, FiniteFloat]
-    wrong_by_stage: dict[str, FiniteFloat]
-    realised_risk: FiniteFloat
+    wrong_by_stage: dict[str, FiniteFloat | None]
+    realised_risk: FiniteFloat | None
 
 
 class Summary(_Record):

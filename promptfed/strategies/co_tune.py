@@ -7,9 +7,9 @@
 3. The domain models vote anew, and `race` goes on with what they vote for now, against the prompts that it has.
 
 The turns end when they help neither: when the domain models' score on labelled texts that they were not fitted on did
-not rise, and none of the new prompts came among the finalists. What is left of the calls then goes on as in `race`.
-Both are bounded scores (1 - Brier/2, higher is better) on texts that what is scored has not seen, so that neither side
-can be talked into believing the other.
+not rise (where it fell, the lessons are taken back), and none of the new prompts came among the finalists. What is left
+of the calls then goes on as in `race`. Both are bounded scores (1 - Brier/2, higher is better) on texts that what is
+scored has not seen, so that neither side can be talked into believing the other.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic import Field
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.grammar import Draft, Materials
 from promptfed.strategies.base import Card, Federation, Reading, Steps
-from promptfed.strategies.distillation import Learned, distil
+from promptfed.strategies.distillation import Learned, Teacher
 from promptfed.strategies.pool import Pool
 from promptfed.strategies.race import Race
 from promptfed.strategies.session import Session
@@ -43,7 +43,7 @@ class CoTune(Race):
     name: ClassVar[str] = "co_tune"
     card: ClassVar[Card] = Card(
         paper="Setting 3 of Ten Challenging Problems in Federated Foundation Models (arXiv 2502.12176); race",
-        sends=frozenset({"write", "weigh", "vote", "ask", "score", "newton", "teach", "distil"}),
+        sends=frozenset({"write", "weigh", "vote", "ask", "score", "newton", "teach", "distil", "unlearn"}),
         crosses="Votes on public texts, what the FM says of public texts, and sums of bounded scores.",
         kinds=frozenset({"classification"}),
     )
@@ -58,6 +58,7 @@ class CoTune(Race):
             if reading.milestone in wanted:
                 federation.read(reading)
 
+        teacher = Teacher(min_confidence=self.min_confidence)
         better: list[Materials] = []  # what the domain models last voted for, once they were taught
         goes_on = True
 
@@ -67,7 +68,7 @@ class CoTune(Race):
             nonlocal goes_on
             taught, since = False, session.spent
             if goes_on:
-                learned = yield from self._taught(session, last[-1])
+                learned = yield from self._taught(session, teacher, last[-1])
                 if taught := learned.after > learned.before:
                     better[:] = [(yield from self._materials(session, rng))]
             before = {draft.template().prompt_id for draft in finalists}
@@ -82,12 +83,11 @@ class CoTune(Race):
         session = Session(replace(federation, milestones=tuple(sorted(wanted | ends))[:-1], read=read))
         return (yield from self._race(session, federation.rng(1), later))
 
-    def _taught(self, session: Session, reading: Reading) -> Steps[Learned]:
+    def _taught(self, session: Session, teacher: Teacher, reading: Reading) -> Steps[Learned]:
         """Teach the domain models for a share of the calls up to the next milestone."""
         prompts = {c: reading.of(c).single for c in session.present}
         calls = int(self.teach_share * max(session.milestone - session.spent, 0))
-        lesson = distil(session.federation, prompts, calls, min_confidence=self.min_confidence)
-        return (yield from _accounted(session, lesson))
+        return (yield from _accounted(session, teacher.distil(session.federation, prompts, calls)))
 
 
 def _accounted(session: Session, steps: Steps[T]) -> Steps[T]:

@@ -113,12 +113,14 @@ def words_a_label(n_labels: int) -> int:
 def contrasting(votes: FloatArray, clear: Sequence[Sequence[int]]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """For each of the `N_CONFUSED` pairs of labels that are confused most, a text of either, as (number, label).
 
-    How much two labels are confused is the mean product of their votes (n, K): it is large where domain models, of one
-    client or of several, can't decide between them. ``clear[k]`` are the texts that clearly are of label k; of these,
-    the one that has most votes for the other label is shown: it tells where the border is.
+    How much two labels are confused is the mean product of their votes (n, K), over what it would be if they had
+    nothing to do with each other: it is large where domain models, of one client or of several, can't decide between
+    them. ``clear[k]`` are the texts that clearly are of label k; of these, the one that has most votes for the other
+    label is shown: it tells where the border is.
     """
     n_labels = len(clear)
-    confused = votes.T @ votes / max(len(votes), 1)
+    usual = votes.mean(axis=0) if len(votes) else np.ones(n_labels)
+    confused = votes.T @ votes / max(len(votes), 1) / np.maximum(np.outer(usual, usual), 1e-9)
     pairs = sorted(
         ((a, b) for a in range(n_labels) for b in range(a + 1, n_labels) if clear[a] and clear[b]),
         key=lambda pair: -confused[pair],

@@ -125,6 +125,14 @@ def test_what_all_domain_models_vote_is_learned_beside_the_own_texts() -> None:
     assert client.domain.model is client.domain.own  # nothing is kept of it
 
 
+def test_where_nobody_had_parameters_to_average_a_client_has_its_own_model() -> None:
+    arms, client, fm = scene()
+
+    got = predict(arms, fm, "dm_fedavg", None, head=())
+
+    assert got == pytest.approx(client.domain.own.predict_proba(client.data.test.texts))
+
+
 def test_fm_and_domain_model_are_weighed_together() -> None:
     arms, client, fm = scene()
     test = np.stack([np.asarray(fm.score_labels(p, client.data.test.texts)) for p in PAIR.prompts], axis=1)

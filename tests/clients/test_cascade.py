@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from scipy.special import softmax
 
 from clients.cascade import passed_through
 from clients.client import Client
+from clients.data import ClientData
+from clients.learning import Learning
 from promptfed.fm.scripted import ScriptedFM
-from promptfed.messages import Ask, Cascade, Evaluate, Evaluated, Risk, RiskCounts, Task, TaskBody, decode_reply, encode
+from promptfed.messages import (
+    Ask,
+    Cascade,
+    Distil,
+    Evaluate,
+    Evaluated,
+    Lessons,
+    Risk,
+    RiskCounts,
+    Task,
+    TaskBody,
+    Unlearn,
+    Unlearned,
+    decode_reply,
+    encode,
+)
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import FloatArray
-from tests.support import LABELS, CountingFM, WordEncoder, client_data, wait_for
+from tests.support import LABELS, CountingFM, WordEncoder, client_data, sentences, wait_for
 
 P = PromptTemplate(text="It seems wonderful.\nLabel: positive\n\nText: {text}\nLabel:", words=LABELS)
 Q = PromptTemplate(text="It seems boring.\nLabel: negative\n\nText: {text}\nLabel:", words=LABELS)
@@ -62,7 +80,7 @@ def test_the_first_stage_is_judged_by_all_labelled_texts_and_without_an_fm_call(
 
     counts = ask(client, risk(), grant=0)
 
-    proba = softmax(client.domain.calibration.logits(client.domain.held_out[:, None]), axis=1)
+    proba = np.exp(client.domain.judged)
     wrong = proba.argmax(axis=1) != client.data.train.labels
     assert counts == RiskCounts(
         n=40,
@@ -102,3 +120,33 @@ def test_the_arm_is_the_stage_that_answers(thresholds: tuple[float, float]) -> N
     assert got.wrong[last] == pytest.approx(30 * (1 - got.values["accuracy"]), abs=1e-3)
     if last:
         assert got.values == alike.values
+
+
+def test_a_model_of_labels_that_mean_nothing_is_not_judged_to_be_better_than_chance() -> None:
+    """Six labels dealt out at random to 24 texts."""
+    right, as_if_new = [], []
+    for seed in range(12):
+        data = sentences(24, seed)
+        labels = np.random.default_rng(seed).integers(6, size=24)
+        shuffled = ClientData(client_id="c", train=replace(data, labels=labels), test=data)
+        domain = Learning("linear", WordEncoder(), shuffled, 6, seed)
+        right.append((domain.judged.argmax(axis=1) == labels).mean())
+        as_if_new.append((domain.calibration.logits(domain.held_out[:, None]).argmax(axis=1) == labels).mean())
+
+    assert np.mean(right) < 1 / 6 < np.mean(as_if_new) - 0.03  # a calibration that has seen the labels finds a pattern
+
+
+def test_lessons_are_learned_and_taken_back() -> None:
+    client = a_client()
+    before = client.domain.model.predict_proba(client.data.test.texts)
+    judged = client.domain.judged
+    lessons = Lessons(texts=("It seems superb.", "A stale plot."), shares=bytes([255, 0, 0, 255]))  # the wrong way
+
+    ask(client, Distil(prompt=None, stop=0, lessons=lessons, temperature=1.0, min_confidence=0.0))
+    after = client.domain.model.predict_proba(client.data.test.texts)
+    done = ask(client, Unlearn())
+
+    assert done == Unlearned()
+    assert not np.allclose(after, before)
+    assert np.array_equal(client.domain.model.predict_proba(client.data.test.texts), before)
+    assert np.array_equal(client.domain.judged, judged)

@@ -135,6 +135,33 @@ def test_predict_reads_lines_and_writes_json_lines(workspace: Path) -> None:
     assert "site0, site1" in stranger.stderr
 
 
+def test_predict_answers_line_by_line_also_blank_ones_and_those_with_strange_characters(workspace: Path) -> None:
+    fm = ("--fm", "scripted:overlap")
+    text = "The plot seemed superb.\r\n\nThe cast\u2028seemed dreadful.\n"
+
+    for client in ((), ("--client", "site0")):
+        done = promptfed("predict", workspace / "out", *fm, *client, stdin=text)
+
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [answer["label"] is None for answer in answers] == [False, True, False]
+        assert done.stderr == ""
+
+
+def test_predict_says_so_where_another_model_answers_than_the_tuned_one(workspace: Path) -> None:
+    done = promptfed("predict", workspace / "out", "--fm", "scripted:other", stdin="The plot seemed superb.\n")
+
+    assert done.returncode == 0
+    assert "tuned on scripted:overlap@0, answered by scripted:other@0" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("option", [["--isolate"], ["--passages", "9"], ["--encoder", "x"]])
+def test_options_about_passages_need_an_index(workspace: Path, option: list[str]) -> None:
+    done = promptfed("predict", workspace / "out", "--client", "site0", *option, stdin="x\n")
+
+    assert done.returncode == 2
+    assert f"{option[0]} is about passages: it needs --index" in " ".join(done.stderr.split())
+
+
 def test_eval_measures_a_prompt_on_a_file(workspace: Path) -> None:
     done = promptfed(
         "eval", workspace / "out" / "prompt.json", workspace / "test.csv", "--fm", "scripted:overlap", "--json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ import numpy as np
 import pytest
 
 import promptfed
-from clients.data import Labelled
-from clients.distillation import from_others
+from clients.client import Client
+from clients.data import ClientData, Labelled
+from clients.distillation import from_others, lessons_of
 from promptfed.app import estimate, read_inputs
 from promptfed.config import load_config
-from promptfed.errors import ConfigError, RunError, UnknownNameError
+from promptfed.errors import ConfigError, DataError, RunError, UnknownNameError
 from promptfed.fm.scripted import ScriptedFM
-from promptfed.messages import Lessons
-from tests.support import CHEERFUL, GLOOMY, CountingFM, WordEncoder, public_texts, sentences, write_rows
+from promptfed.messages import Distil, Lessons
+from promptfed.prompts.artefact import PromptSet
+from promptfed.prompts.template import PromptTemplate
+from tests.support import CHEERFUL, GLOOMY, CountingFM, WordEncoder, public_texts, sentences, wait_for, write_rows
 
 CANARY = "zyzzyva"
 SHARED = ["dm_fedavg", "dm_fedprox", "dm_fedadam", "dm_ensemble"]
@@ -169,6 +173,10 @@ def test_without_any_label_a_given_prompt_teaches(config: dict[str, Any], tmp_pa
         ({"method": {"name": "race"}}, "no client has a labelled text, and prompts are scored by those"),
         ({"method": {"name": "local_only"}}, "no client has a labelled text, and each client alone"),
         ({"method": {"name": "zero_shot"}, "evaluation": {"baselines": ["dm_fedavg"]}}, "evaluation.baselines has dm_"),
+        (
+            {"method": {"name": "zero_shot"}, "cascade": {"target_risk": 0.1}},
+            "can't be shown to hold on the 0 labelled",
+        ),
     ],
 )
 def test_what_needs_labels_is_refused_before_anything_is_paid_for(
@@ -181,6 +189,31 @@ def test_what_needs_labels_is_refused_before_anything_is_paid_for(
         run({**config, "data": data, "evaluation": {"baselines": []}, **more}, fm=fm)
 
     assert fm.n_calls == 0
+
+
+def test_distillation_needs_texts_to_teach_from(config: dict[str, Any]) -> None:
+    data = {k: v for k, v in config["data"].items() if k not in ("public", "unlabelled", "max_labels")}
+
+    with pytest.raises(ConfigError, match="nothing to teach from"):
+        run({**config, "data": data, "evaluation": {"baselines": []}})
+
+
+def test_an_unlabelled_text_of_nobody_is_told_by_its_row(config: dict[str, Any], tmp_path: Path) -> None:
+    more = write_texts(tmp_path / "more.csv", ["client,text", "site0,It seems fine.", ",It seems fine."])
+
+    with pytest.raises(DataError, match=r"more\.csv, row 3: column 'client' is empty"):
+        read_inputs(load_config({**config, "data": {**config["data"], "unlabelled": str(more)}}))
+
+
+def test_the_first_client_may_be_the_one_without_labels_where_all_is_in_one_place(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    more = write_texts(tmp_path / "more.csv", ["client,text", *[f"a,{text}" for text in sentences(9, 20, 2).texts]])
+    data = {**config["data"], "unlabelled": str(more)}
+
+    done = run({**config, "data": data, "domain_model": {}, "evaluation": {"baselines": ["centralised"]}})
+
+    assert done.summary["metrics"]["accuracy"]["centralised"]["mean"] > 0.6
 
 
 def test_a_limit_on_labels_leaves_the_other_texts_without(config: dict[str, Any]) -> None:
@@ -228,6 +261,41 @@ def test_lessons_of_other_labels_are_refused_by_the_client() -> None:
     unsure = Lessons(texts=("one", "two"), shares=bytes([51, 204, 128, 127]))
     assert from_others(unsure, 2).targets.sum(axis=1) == pytest.approx([0.2, 0.2])
     assert from_others(unsure, 2, min_confidence=0.7).texts == ("one",)
+
+
+def test_lessons_on_public_texts_are_flattened_by_the_temperature_and_none_where_the_fm_failed() -> None:
+    lessons = Lessons(texts=("one", "failed"), shares=bytes([51, 204, 0, 0]))
+
+    taught = from_others(lessons, 2, min_confidence=0.7, temperature=2.0)
+
+    assert taught.texts == ("one",)
+    assert taught.targets == pytest.approx(0.2 * np.array([[1 / 3, 2 / 3]]))  # the odds of 1 to 4, and their root
+
+
+def test_a_client_without_labels_hears_its_fm_under_the_others_calibration() -> None:
+    """All its texts are of one label, which a calibration by its own scores alone would deal out in halves."""
+    words = ("bad", "good")
+    prompt = PromptTemplate(text="Text: {text}\nLabel:", words=words)
+    fm = ScriptedFM(rule=lambda request: (0.0, 3.0 + len(request.text) % 3))
+    texts = tuple(f"It was fine{'.' * n}" for n in range(12))
+    none = Labelled(texts=(), labels=np.zeros(0, dtype=np.int64))
+    client = Client(
+        ClientData(client_id="c", train=none, test=none, unlabelled=texts), words, CountingFM(fm), WordEncoder(), seed=1
+    )
+    client.fm.grant = 24
+    pooled = PromptSet(labels=words, prompts=(prompt,), weights=(0.9,), bias=(0.1, -0.1))
+    task = Distil(prompt=pooled, stop=12, lessons=None, temperature=1.0, min_confidence=0.6)
+
+    heard = wait_for(lessons_of(client, task))
+    alone = wait_for(lessons_of(client, replace(task, prompt=as_given(pooled))))
+
+    assert len(heard) == 12
+    assert (heard.targets.argmax(axis=1) == 1).all()
+    assert set(alone.targets.argmax(axis=1)) == {0, 1}
+
+
+def as_given(prompt: PromptSet) -> PromptSet:
+    return replace(prompt, weights=(1.0,), bias=(0.0, 0.0))
 
 
 def test_data_without_labels_has_none_to_show() -> None:

@@ -89,6 +89,7 @@ TASK_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Risk: st.builds(m.Risk, single=prompt_sets(), stack=st.tuples(number, number), thresholds=numbers, tried=numbers),
     m.Train: st.builds(m.Train, parameters=numbers, proximal=number),
     m.Teach: st.builds(m.Teach, prompt=prompt_sets(), texts=texts),
+    m.Unlearn: st.builds(m.Unlearn),
     m.Distil: st.builds(
         m.Distil,
         prompt=st.none() | prompt_sets(),
@@ -129,6 +130,7 @@ REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
     m.Adopted: st.builds(m.Adopted, n_calibration=count),
     m.Trained: st.builds(m.Trained, n=count, parameters=numbers),
     m.RiskCounts: st.builds(m.RiskCounts, n=count, answered=counts, wrong=counts),
+    m.Unlearned: st.builds(m.Unlearned),
     m.Distilled: st.builds(m.Distilled, n_lessons=count, n=count, before=number, after=number, diff_sq=number),
     m.Evaluated: st.builds(m.Evaluated, n=count, values=measured, errors=measured, calls_per_prediction=number),
     m.Failed: st.builds(m.Failed, reason=st.sampled_from(["ValueError", "FMError"])),

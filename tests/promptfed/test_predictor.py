@@ -172,7 +172,7 @@ def test_parts_of_different_runs_are_refused(folder: Path, tmp_path: Path) -> No
         predictor(home, "nobody")
 
 
-def test_a_domain_model_of_other_labels_or_another_encoder_is_refused(folder: Path) -> None:
+def test_a_domain_model_of_other_labels_or_another_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
     kept = folder / "clients" / "site0" / "domain_model.npz"
 
     class Other(WordEncoder):
@@ -184,5 +184,9 @@ def test_a_domain_model_of_other_labels_or_another_encoder_is_refused(folder: Pa
         load_model(kept, ("no", "yes"), WordEncoder())
     with pytest.raises(DataError, match="trained with encoder 'words-64', not 'other'"):
         load_model(kept, ("negative", "positive"), Other())
-    with pytest.raises(DataError, match="not a domain model"):
-        load_model(folder / "config.toml", ("negative", "positive"))
+    empty, cut = tmp_path / "empty.npz", tmp_path / "cut.npz"
+    empty.write_bytes(b"")
+    cut.write_bytes(kept.read_bytes()[:200])
+    for broken in (folder / "config.toml", empty, cut):
+        with pytest.raises(DataError, match="not a domain model"):
+            load_model(broken, ("negative", "positive"))

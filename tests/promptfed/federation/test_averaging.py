@@ -80,14 +80,15 @@ def test_kinds_are_averaged_apart_and_those_without_parameters_not_at_all() -> N
 def test_parameters_of_another_size_are_left_out() -> None:
     """A client with another encoder than the rest must not end the run."""
     bodies: dict[str, ReplyBody] = {
-        "a": Trained(n=1, parameters=(1.0,)),
-        "b": Trained(n=3, parameters=(1.0, 2.0)),
-        "c": Trained(n=0, parameters=(9.0,)),
+        "a": Trained(n=2, parameters=(1.0, 2.0)),
+        "b": Trained(n=2, parameters=(3.0, 4.0)),
+        "c": Trained(n=3, parameters=(9.0,)),
+        "d": Trained(n=0, parameters=(9.0,)),
     }
 
-    _, parameters = finish(averaged(dict.fromkeys("abc", "linear"), "fedavg"), lambda _: replies(bodies))
+    _, parameters = finish(averaged(dict.fromkeys("abcd", "linear"), "fedavg"), lambda _: replies(bodies))
 
-    assert parameters["a"] == (1.0,)
+    assert parameters["a"] == (2.0, 3.0)
 
 
 def test_nothing_to_average_is_told_with_the_kinds() -> None:
