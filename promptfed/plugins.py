@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from importlib.metadata import entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoints, entry_points
 from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,16 +20,22 @@ DOMAIN_MODELS = "promptfed.domain_models"
 
 def names(group: str) -> list[str]:
     """What is registered in an entry-point group, sorted."""
-    return sorted(entry_points(group=group).names)
+    return sorted(_registered(group, tuple(sys.path)).names)
 
 
 def find(group: str, what: str, name: str) -> Callable[..., Any]:
     """What is registered under ``name``. Raises `UnknownNameError`."""
-    found = [e for e in entry_points(group=group) if e.name == name]
+    found = [e for e in _registered(group, tuple(sys.path)) if e.name == name]
     if not found:
         raise UnknownNameError(what, name, names(group))
     loaded: Callable[..., Any] = found[0].load()
     return loaded
+
+
+@lru_cache
+def _registered(group: str, path: tuple[str, ...]) -> EntryPoints:  # noqa: ARG001  (where packages are looked for)
+    """Read once: it opens a file of every package that is installed, and hundreds of clients ask."""
+    return entry_points(group=group)
 
 
 def make_method(name: str, options: Mapping[str, Any] | None = None) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
+from sklearn.metrics import silhouette_score
 
 from promptfed.messages import Scored
 from promptfed.types import FloatArray, IntArray
@@ -56,12 +57,7 @@ def groups(scores: FloatArray) -> IntArray:
 
 def silhouette(distances: FloatArray, group: IntArray) -> float:
     """Mean over clients of (b - a) / max(a, b): a is the mean distance to one's own group, b to the nearest other one;
-    0 for a client that is alone in its group, and where there is one group only. ``distances`` (n, n)."""
-    values = np.zeros(len(group))
-    for i, mine in enumerate(group):
-        own = (group == mine) & (np.arange(len(group)) != i)
-        others = [distances[i, group == g].mean() for g in np.unique(group) if g != mine]
-        if own.any() and others:
-            a, b = distances[i, own].mean(), min(others)
-            values[i] = (b - a) / max(a, b) if max(a, b) > 0 else 0.0
-    return float(values.mean())
+    0 for a client that is alone in its group, and where there is one group only, or a group for each. ``distances``
+    (n, n)."""
+    n_groups = len(np.unique(group))
+    return float(silhouette_score(distances, group, metric="precomputed")) if 1 < n_groups < len(group) else 0.0

@@ -55,10 +55,11 @@ def test_the_low_rank_matrices_are_trained_too(tiny_llama: Path) -> None:
 
 @pytest.mark.model
 @pytest.mark.timeout(600)
-def test_the_packaged_model_learns_from_a_few_reviews() -> None:
+def test_the_packaged_model_learns_from_a_few_reviews(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora, "LEAST_STEPS", 12)  # half a minute
     columns = {"client_column": "client", "text_column": "text", "label_column": "label"}
     rows = [(text, label) for _, text, label in read_rows(DEMO / "train.csv.gz", **columns)]
-    names = sorted({label for _, label in rows})  # 40 texts to learn from, 80 to tell: a minute
+    names = sorted({label for _, label in rows})  # 40 texts to learn from, 80 to tell
     by_label = [[text for text, label in rows if label == name and 40 <= len(text) <= 70] for name in names]
     train, held_out = ([texts[i] for i in range(*which) for texts in by_label] for which in ((0, 20), (20, 60)))
     model = LoRADomainModel(encoder(), 2).fit(train, np.tile(np.eye(2), (20, 1)))

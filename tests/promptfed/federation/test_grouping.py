@@ -1,11 +1,10 @@
-"""Groups of clients: an oracle for the silhouette, planted groups, one group where there is none."""
+"""Groups of clients: planted groups, one group where there is none."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from scipy.spatial.distance import pdist, squareform
-from sklearn.metrics import silhouette_score
 
 from promptfed.federation.grouping import best_alike, groups, silhouette
 from promptfed.messages import Scored
@@ -16,12 +15,13 @@ def scored(means: list[float], n: int = 20) -> Scored:
     return Scored(n=n, total=total, diff=(0.0,) * len(means), diff_sq=(0.0,) * len(means))
 
 
-@pytest.mark.parametrize("k", [2, 3, 5])
-def test_the_silhouette_is_that_of_scikit_learn(k: int) -> None:
-    rng = np.random.default_rng(k)
-    x, group = rng.normal(size=(12, 3)), rng.permutation(np.arange(12) % k)
+def test_the_silhouette_by_hand_and_none_of_one_group_or_of_a_group_for_each() -> None:
+    distances = squareform(pdist(np.array([[0.0], [1.0], [5.0]])))
 
-    assert silhouette(squareform(pdist(x)), group) == pytest.approx(silhouette_score(x, group))
+    # From its own group and from the other one: 1 and 5, 1 and 4; and one that is alone.
+    assert silhouette(distances, np.array([0, 0, 1])) == pytest.approx(((5 - 1) / 5 + (4 - 1) / 4 + 0) / 3)
+    assert silhouette(distances, np.zeros(3, dtype=int)) == 0.0
+    assert silhouette(distances, np.arange(3)) == 0.0
 
 
 def test_planted_groups_are_found_whatever_each_client_s_level() -> None:
