@@ -65,7 +65,7 @@ PAIRS = (
     *(("all", "fm_dm", less) for less in ("fm", "dm_local")),
     ("all", "cascade", "fm_dm"),
 )
-AGAINST = (("prompts", "prompts-without"), ("topics-contrasts", "topics"))
+AGAINST = (("prompts", "prompts-without"), ("topics-contrasts", "topics"), ("turns", "all"))
 ARMS = ("fm", "fm_single", "fm_dm", "dm_local", "dm_distilled", "cascade")
 
 
@@ -169,7 +169,7 @@ def table() -> dict[str, Any]:
         with_, without = ([r for r in by_part[part] if r["seed"] in both] for part in (a, b))
         out["against"] += [
             {"part": a, "less": b, "arm": arm, **asdict(compare(_right(with_, arm), _right(without, arm)))}
-            for arm in ("fm", "fm_single")
+            for arm in ("fm", "fm_single", "fm_dm")
             if both
         ]
     out["pairs"] = [
