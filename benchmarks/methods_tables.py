@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from records import unpacked
+import records as records_of
 
 from evaluators.compare import Comparison, compare, mean_interval
 from promptfed.registry import load_method
@@ -50,12 +50,7 @@ def records(results: Path, data: str) -> list[dict[str, Any]]:
 def right(found: Sequence[Mapping[str, Any]], arm: str) -> PerText:
     """1 where an arm was right, by client, (n_seeds, n_texts). Where seeds deal texts out differently (topics6), a
     client of one seed is a stratum of its own."""
-    apart = found[0]["data"] == DEALT_OUT
-    out: dict[str, list[FloatArray]] = {}
-    for record in found:
-        for client, packed in record["right"][arm].items():
-            out.setdefault(f"{record['seed']}/{client}" if apart else client, []).append(unpacked(packed))
-    return {client: np.stack(rows) for client, rows in out.items()}
+    return records_of.right(found, arm, apart=found[0]["data"] == DEALT_OUT)
 
 
 def paired(

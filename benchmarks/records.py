@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,13 @@ def configured(data: str, overrides: Mapping[str, Any]) -> Config:
 def kept(folder: Path, config: Config, models: Callable[[], tuple[BaseFM, Encoder]]) -> None:
     """Run, unless the run is there; one that was stopped goes on. Raises `ConfigError` where the folder is of another
     configuration."""
-    if (folder / "config.toml").is_file() and config_of(folder) != config:
+    begun = (folder / "config.toml").is_file()
+    if begun and config_of(folder) != config:
         raise ConfigError(f"{folder} holds a run of another configuration: delete it, or give another --work")
     if (folder / "summary.json").is_file():
         return
     fm, encoder = models()
-    if (folder / "config.toml").is_file():
+    if begun:
         resume(folder, fm=fm, encoder=encoder)
     else:
         if folder.exists():
@@ -67,6 +68,16 @@ def unpacked(of_client: Mapping[str, Any]) -> FloatArray:
     """What `packed` has of a client: 1 where it was right, (n,)."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(of_client["bits"]), dtype=np.uint8))[: of_client["n"]]
     return bits.astype(np.float64)
+
+
+def right(found: Sequence[Mapping[str, Any]], arm: str, *, apart: bool) -> dict[str, FloatArray]:
+    """1 where an arm was right, by client, (n_seeds, n_texts). ``apart``: seeds deal texts out differently, so a client
+    of one seed is one of its own."""
+    out: dict[str, list[FloatArray]] = {}
+    for record in found:
+        for client, bits in record["right"][arm].items():
+            out.setdefault(f"{record['seed']}/{client}" if apart else client, []).append(unpacked(bits))
+    return {client: np.stack(rows) for client, rows in out.items()}
 
 
 def commit() -> str:

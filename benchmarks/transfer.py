@@ -181,13 +181,7 @@ def table() -> dict[str, Any]:
 
 
 def _right(found: Sequence[Mapping[str, Any]], arm: str) -> dict[str, FloatArray]:
-    """By client (n_seeds, n_texts); where seeds deal texts out differently, a client of one seed is one of its own."""
-    out: dict[str, list[FloatArray]] = {}
-    for record in found:
-        for client, packed in record["right"][arm].items():
-            name = f"{record['seed']}/{client}" if record["part"].startswith("topics") else client
-            out.setdefault(name, []).append(records.unpacked(packed))
-    return {client: np.stack(rows) for client, rows in out.items()}
+    return records.right(found, arm, apart=found[0]["part"].startswith("topics"))
 
 
 def main() -> None:

@@ -124,8 +124,8 @@ def read_inputs(config: Config) -> Inputs:
     labels: tuple[str, ...] = ()
     if config.task.kind == "classification":
         labels = config.task.labels or tuple(sorted({label for _, _, label in train}))
-    if config.task.kind == "classification" and not labels:
-        raise DataError("no training text has a label to learn the task's labels from; give them in task.labels")
+        if not labels:
+            raise DataError("no training text has a label to learn the task's labels from; give them in task.labels")
     if len(labels) == 1:
         raise DataError(f"the training data has one label only ({labels[0]!r}); give the others in task.labels")
     clients = assemble(

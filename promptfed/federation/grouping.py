@@ -49,10 +49,10 @@ def groups(scores: FloatArray) -> IntArray:
     if n < 3:
         return one
     distances = pdist(scores - scores.mean(axis=1, keepdims=True))
-    tree = linkage(distances, method="average")
+    tree, square = linkage(distances, method="average"), squareform(distances)
     cuts = [np.asarray(fcluster(tree, k, criterion="maxclust"), dtype=np.int64) - 1 for k in range(2, n)]
-    best = max(cuts, key=lambda cut: silhouette(squareform(distances), cut))
-    return best if silhouette(squareform(distances), best) >= STRUCTURE else one
+    best = max(cuts, key=lambda cut: silhouette(square, cut))
+    return best if silhouette(square, best) >= STRUCTURE else one
 
 
 def silhouette(distances: FloatArray, group: IntArray) -> float:
