@@ -5,7 +5,8 @@
 
 - ``labelsN`` (Setting 1): N labelled texts a client, the others unlabelled; 1,000 calls of tuning, then 1,500 in which
   the FM teaches; without any label, a prompt by hand teaches. ``labels32-shuffled``: the same, but what the FM says of
-  an unlabelled or public text is what it says of another; ``labels32-random``: the domain models read random vectors.
+  an unlabelled or public text is what it says of another; ``labels32-random``: the domain models read random vectors;
+  ``labels32-alone``: as many calls without domain models, all of them into tuning.
 - ``prompts`` and ``prompts-without`` (Setting 2): 500 calls, with and without the domain models' votes;
   ``topics-contrasts`` and ``topics``: 1,000 calls, with and without exemplars for labels that they confuse.
 - ``turns`` (Setting 3): all labels, `co_tune` for 2,500 calls.
@@ -48,6 +49,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "labels32": {"data.max_labels": 32, **FEW},
     "labels32-shuffled": {"data.max_labels": 32, **FEW},
     "labels32-random": {"data.max_labels": 32, **FEW},
+    "labels32-alone": {"data.max_labels": 32, "budget.max_fm_calls": 2500, "method.options.domain_votes": False},
     "labels128": {"data.max_labels": 128, **FEW},
     "prompts": {"budget.max_fm_calls": 500},
     "prompts-without": {"budget.max_fm_calls": 500, "method.options.domain_votes": False},
@@ -65,7 +67,13 @@ PAIRS = (
     *(("all", "fm_dm", less) for less in ("fm", "dm_local")),
     ("all", "cascade", "fm_dm"),
 )
-AGAINST = (("prompts", "prompts-without"), ("topics-contrasts", "topics"), ("turns", "all"))
+# part and less part; arm by arm, and the FM with domain models less the FM without.
+AGAINST = (
+    ("prompts", "prompts-without"),
+    ("topics-contrasts", "topics"),
+    ("turns", "all"),
+    ("labels32", "labels32-alone"),
+)
 ARMS = ("fm", "fm_single", "fm_dm", "dm_local", "dm_distilled", "cascade")
 
 
@@ -168,8 +176,9 @@ def table() -> dict[str, Any]:
         both = {r["seed"] for r in by_part[a]} & {r["seed"] for r in by_part[b]}
         with_, without = ([r for r in by_part[part] if r["seed"] in both] for part in (a, b))
         out["against"] += [
-            {"part": a, "less": b, "arm": arm, **asdict(compare(_right(with_, arm), _right(without, arm)))}
-            for arm in ("fm", "fm_single", "fm_dm")
+            {"part": a, "less": b, "arm": arm, "less_arm": other}
+            | asdict(compare(_right(with_, arm), _right(without, other)))
+            for arm, other in (("fm", "fm"), ("fm_single", "fm_single"), ("fm_dm", "fm_dm"), ("fm_dm", "fm"))
             if both
         ]
     out["pairs"] = [
