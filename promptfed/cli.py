@@ -255,7 +255,7 @@ def predict_command(
         bool, typer.Option("--isolate", help="With --index: a prompt for each passage, and they vote.")
     ] = False,
 ) -> None:
-    """Label texts, or answer them: lines in, one JSON object a line out, in order; of a blank line the label is null.
+    """Label texts, or answer them: lines in, one JSON object a line out, in order; of a blank line it says null.
 
     With --client, each line also says who answered (dm: the domain model alone; fm_single_dm: with the best prompt;
     fm_dm: with all), the prompts asked, and the passages quoted.
@@ -285,7 +285,7 @@ def predict_command(
             else:
                 yield {"answer": answer.answer}
 
-    _print_in_step(texts, answered)
+    _print_in_step(texts, answered, "label" if tuned.labels else "answer")
 
 
 @app.command("report")
@@ -422,14 +422,17 @@ def _predict_as(
     _print_in_step(texts, answered)
 
 
-def _print_in_step(lines: Sequence[str], answered: Callable[[list[str]], Iterable[dict[str, Any]]]) -> None:
-    """One JSON object for each of ``lines``, batch by batch; nobody is asked about a blank one."""
+def _print_in_step(
+    lines: Sequence[str], answered: Callable[[list[str]], Iterable[dict[str, Any]]], named: str = "label"
+) -> None:
+    """One JSON object for each of ``lines``, batch by batch; nobody is asked about a blank one, of which what is
+    ``named`` is null."""
     for start in range(0, len(lines), 256):
         part = lines[start : start + 256]
         texts = [line for line in part if line.strip()]
         answers = iter(answered(texts) if texts else ())
         for line in part:
-            record = next(answers) if line.strip() else {"label": None}
+            record = next(answers) if line.strip() else {named: None}
             print(json.dumps(record, ensure_ascii=False), flush=True)  # noqa: T201
 
 

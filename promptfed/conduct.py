@@ -196,6 +196,8 @@ class Conductor(ABC):
         n_unlabelled = {c: j.n_unlabelled for c, j in sorted(joined.items())}
         self._kinds = {c: j.domain_model for c, j in sorted(joined.items())}
         federation = self._federation(n_train, n_unlabelled, next(iter(joined.values())).soft_space)
+        if without := [c for c, n in n_train.items() if not n]:
+            self.events.add("without_labels", {"clients": without})
 
         def welcome(client: str, newcomer: Joined) -> None:
             try:
@@ -254,7 +256,7 @@ class Conductor(ABC):
         self._check_transfer(federation)
         baselines = self.config.evaluation.baselines if is_measured else ()
         trained = [name for name in baselines if name in (*AVERAGES, "dm_ensemble")]
-        if trained and not any(federation.clients.values()):
+        if trained and not federation.n_train:
             raise ConfigError(
                 f"evaluation.baselines has {trained[0]}, and no client has a labelled text to train a domain model on: "
                 "leave the baseline out"
@@ -276,7 +278,7 @@ class Conductor(ABC):
                 "data.max_labels), and there are no public ones (data.public)"
             )
         target = self.config.cascade.target_risk
-        if target is not None and (n := sum(federation.clients.values())) < (least := least_texts(target)):
+        if target is not None and (n := federation.n_train) < (least := least_texts(target)):
             raise ConfigError(
                 f"cascade.target_risk = {target:g} can't be shown to hold on the {n} labelled texts of all clients "
                 f"together: it takes {least}, or a larger target"

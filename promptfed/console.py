@@ -96,6 +96,12 @@ class _RunProgress:
                 )
         elif kind == "turned_away":
             self._progress.console.print(f"{event['client']} was turned away: {event['why']}", markup=False)
+        elif kind == "without_labels":
+            self._line(f"no labelled text: {', '.join(event['clients'])}")
+        elif kind == "distilled":
+            change = f"score of the domain models {event['before']:.3f}, then {event['after']:.3f}"
+            taken_back = "" if event["kept"] else "; taken back"
+            self._line(f"the FM taught {sum(event['n_lessons'].values())} texts: {change}{taken_back}")
         elif kind == "heat":
             self._line(
                 f"{event['n_candidates']} prompts on {event['n_texts']} texts: best score {event['best_score']:.3f}"

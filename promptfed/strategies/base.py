@@ -111,6 +111,11 @@ class Federation:
     log: Callable[[str, Mapping[str, Any]], None] = lambda _kind, _data: None
     read: Callable[[Reading], None] = lambda _reading: None
 
+    @property
+    def n_train(self) -> int:
+        """Training texts of all clients together."""
+        return sum(self.clients.values())
+
     def rng(self, *stream: int) -> np.random.Generator:
         """A generator of its own for each ``stream``."""
         return np.random.default_rng(np.random.SeedSequence([self.seed, *stream]))

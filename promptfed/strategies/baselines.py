@@ -107,7 +107,7 @@ class Centralised(Around):
 def given(federation: Federation, prompt: PromptTemplate) -> Steps[PromptSet]:
     """Score ``prompt`` on all the texts that each milestone pays for, and calibrate it; where no client has a label,
     it stays as it is and costs nothing."""
-    if not any(federation.clients.values()):
+    if not federation.n_train:
         tuned = as_it_is(federation, prompt)
         for milestone in (*sorted(federation.milestones), federation.max_fm_calls):
             reading = Reading(milestone=milestone, fm_calls=0, prompt=tuned, single=tuned, stop=0, finalists=(prompt,))

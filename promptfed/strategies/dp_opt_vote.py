@@ -121,7 +121,7 @@ class DPOPTVote:
 
     def _ballot(self, federation: Federation) -> Ballot:
         """How it is voted, and how many words each instruction gets, up to each milestone."""
-        n_texts = sum(federation.clients.values())
+        n_texts = federation.n_train
         rate = min(1.0, self.n_groups * self.group_size / n_texts)
         groups = {c: max(1, round(self.n_groups * n / n_texts)) for c, n in federation.clients.items()}
         cost = 1 + sum(groups.values())

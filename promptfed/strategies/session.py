@@ -37,7 +37,7 @@ class Session(Exchanges):
     def __init__(self, federation: Federation, *, reserve: float = RESERVE) -> None:
         """``reserve``: share of the calls up to a milestone that is held back for `conclude`. Raises `ConfigError`
         where no client has a text with a label, or an answer, to score prompts by."""
-        if not any(federation.clients.values()):
+        if not federation.n_train:
             raise ConfigError(
                 "no client has a labelled text, and prompts are scored by those: give some, or use method zero_shot or "
                 "manual_few_shot, which need none"

@@ -67,6 +67,19 @@ def test_run_as_json_prints_the_summary_alone(workspace: Path, tmp_path: Path) -
     assert json.loads(done.stdout)["seed"] == 2
 
 
+def test_a_run_tells_who_has_no_label_and_what_the_fm_taught(workspace: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.csv"
+    more.write_text("client,text\n" + "\n".join(f"stie1,{text}" for text in sentences(8, 70).texts) + "\n")
+    settings = (f'data.unlabelled="{more}"', "distillation.max_fm_calls=30", "distillation.min_confidence=0")
+    options = [part for setting in settings for part in ("--set", setting)]
+
+    done = promptfed("run", workspace / "run.toml", "--out", tmp_path / "o", *options)
+
+    assert done.returncode == 0, done.stderr
+    assert "no labelled text: stie1" in done.stderr
+    assert "the FM taught 26 texts: score of the domain models 0." in " ".join(done.stderr.split())
+
+
 def test_an_existing_folder_is_refused_with_the_way_out(workspace: Path) -> None:
     done = promptfed("run", workspace / "run.toml", "--out", workspace / "out")
 

@@ -310,14 +310,14 @@ def test_predict_and_eval_on_the_command_line(finished: promptfed.Result, config
         command = [sys.executable, "-m", "promptfed.cli", *map(str, args), "--fm", "scripted:phrases"]
         return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
 
-    predicted = cli("predict", finished.folder, stdin="Ada keeps it.\nBoris keeps it.\n")
+    predicted = cli("predict", finished.folder, stdin="Ada keeps it.\n\nBoris keeps it.\n")
     measured = cli("eval", finished.folder, config["data"]["test"], "--label-column", "answer", "--json")
     refused = cli("predict", finished.folder, "--client", "site0", stdin="x\n")
 
     lines = [json.loads(line) for line in predicted.stdout.splitlines()]
     assert predicted.returncode == 0, predicted.stderr
-    assert [set(line) for line in lines] == [{"answer"}] * 2
-    assert all(isinstance(line["answer"], str) for line in lines)
+    assert [set(line) for line in lines] == [{"answer"}] * 3
+    assert [isinstance(line["answer"], str) for line in lines] == [True, False, True]
     body = json.loads(measured.stdout)
     assert (body["n"], body["n_failed"], set(body["metrics"])) == (60, 0, {"token_f1", "exact_match"})
     assert refused.returncode == 2
