@@ -136,7 +136,10 @@ def curve(points: Sequence[Point], levels: Sequence[Mark], max_calls: int, quant
             labelled = p.n_texts
             # At the right edge the label would run into the names of the horizontal lines.
             anchor = "end" if px > right - 40 else "middle"
-            parts.append(_text(px, py + 21, f"{p.n_texts} texts" if wide else p.n_texts, anchor, class_="halo"))
+            # Below the point, or above it where a horizontal line would run through the label.
+            is_crossed = any(4 < y(level.value) - py < 26 for level in levels)
+            place = py - 12 if is_crossed else py + 21
+            parts.append(_text(px, place, f"{p.n_texts} texts" if wide else p.n_texts, anchor, class_="halo"))
     label = (
         f"Tuning curve: best training score from {points[0].score:.3f} after {points[0].fm_calls:,} FM calls to "
         f"{points[-1].score:.3f} after {points[-1].fm_calls:,}. Held-out scores: "
