@@ -125,7 +125,7 @@ def _print_result(summary: Mapping[str, Any]) -> None:
         low, high = value["ci95"]
         calls = summary["calls_per_prediction"][arm]
         table.add_row(
-            arm, f"{value['mean']:.3f}", f"{low:.3f} to {high:.3f}", f"{calls:g}", style="bold" if arm == "fm" else ""
+            arm, f"{value['mean']:.3f}", f"{low:.3f} to {high:.3f}", f"{calls:.3g}", style="bold" if arm == "fm" else ""
         )
     out_console.print(table)
     tuning = summary["ledger"]["tuning"]
