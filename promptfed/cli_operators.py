@@ -98,12 +98,19 @@ def client_command(
     ),
     hourly_queries: Annotated[
         int | None,
-        typer.Option("--hourly-queries", min=1, help="Queries of the index an hour that an asker may send."),
+        typer.Option("--hourly-queries", min=1, help="Queries of the index an hour that askers may send, together."),
     ] = None,
     centroid_epsilon: Annotated[
         float,
         typer.Option("--centroid-epsilon", help="Privacy of the centroid that routes queries; 0: none is given out."),
     ] = 8.0,
+    max_centroid_epsilon: Annotated[
+        float | None,
+        typer.Option("--max-centroid-epsilon", help="What all its releases may cost together; one release by default."),
+    ] = None,
+    renew_centroid: Annotated[
+        bool, typer.Option("--renew-centroid", help="Release a new centroid, of the index as it is now.")
+    ] = False,
 ) -> None:
     """Take part in a federation with texts that stay here. Runs until it is stopped."""
     from typing import Any, cast
@@ -116,7 +123,7 @@ def client_command(
         accepts=cast(Any, tuple(form.strip() for form in accept.split(","))),
         hourly_queries=hourly_queries,
         epsilon=centroid_epsilon or None,
-        max_epsilon=centroid_epsilon or 0.0,
+        max_epsilon=centroid_epsilon if max_centroid_epsilon is None else max_centroid_epsilon,
     )
     tell("promptfed")
     join_federation(
@@ -135,6 +142,7 @@ def client_command(
         cache=cache,
         index=index,
         policy=policy,
+        renew_centroid=renew_centroid,
         unlabelled=unlabelled,
         domain_model=domain_model,
     )

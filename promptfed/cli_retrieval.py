@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Column, Table
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from promptfed.cli_operators import Json
 from promptfed.console import err_console, out_console, tell
-from promptfed.errors import ConfigError
+from promptfed.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from promptfed.types import Hit
@@ -26,7 +26,9 @@ app.add_typer(index_app, name="index")
 Folder = Annotated[Path, typer.Argument(help="Folder of the index.")]
 EncoderName = Annotated[str, typer.Option("--encoder", help="Sentence encoder, the one that the index was made with.")]
 K = Annotated[int, typer.Option("-k", min=1, help="Passages for each query.")]
-Mode = Annotated[str, typer.Option("--mode", help="dense (by vectors), lexical (BM25) or hybrid.")]
+Mode = Annotated[
+    Literal["dense", "lexical", "hybrid"], typer.Option("--mode", help="By vectors, by words (BM25), or by both.")
+]
 MINILM = "all-minilm-l6-v2"
 
 
@@ -56,7 +58,8 @@ def add_command(
         print(json.dumps({**asdict(added), "documents": len(index), "passages": index.n_passages}))  # noqa: T201
         return
     out_console.print(
-        f"{added.new} new, {added.replaced} replaced, {added.unchanged} unchanged, {added.empty} empty and left out; "
+        f"{added.new} new, {added.replaced} replaced, {added.unchanged} unchanged, {added.empty} empty and left out"
+        f"{f' ({added.removed} of them had a text before, and are gone)' if added.removed else ''}; "
         f"{folder} has {len(index)} documents in {index.n_passages} passages",
         highlight=False,
         soft_wrap=True,
@@ -108,7 +111,7 @@ def index_search_command(
     as_json: Json = False,
 ) -> None:
     """Search one's own index."""
-    (hits,) = _opened(folder, encoder).search([query], k, cast(Any, mode))
+    (hits,) = _opened(folder, encoder).search([query], k, mode)
     _show(hits, as_json)
 
 
@@ -118,7 +121,9 @@ def search_command(
     query: Annotated[str, typer.Argument(help="What is looked for.")],
     k: K = 5,
     n_ask: Annotated[int | None, typer.Option("--ask", min=1, help="Clients that are asked; all by default.")] = None,
-    send: Annotated[str, typer.Option("--send", help="Whether the query leaves as its text or its vector.")] = "vector",
+    send: Annotated[
+        Literal["text", "vector"], typer.Option("--send", help="What of the query leaves: its text or its vector.")
+    ] = "vector",
     mode: Mode = "dense",
     merge: Annotated[
         str,
@@ -130,6 +135,9 @@ def search_command(
     ] = "",
     asker: Annotated[str, typer.Option("--as", help="Who asks, as the clients' policies know it.")] = "server",
     deadline: Annotated[float, typer.Option("--deadline", min=0.1, help="Seconds that the clients may take.")] = 30.0,
+    wait: Annotated[
+        float, typer.Option("--wait", min=0.1, help="Seconds to wait for clients that are not connected.")
+    ] = 60.0,
     encoder: EncoderName = MINILM,
     as_json: Json = False,
 ) -> None:
@@ -152,12 +160,15 @@ def search_command(
         k,
         encoder=load_encoder(encoder),
         n_ask=n_ask,
-        send=cast(Any, send),
-        mode=cast(Any, mode),
+        send=send,
+        mode=mode,
         merge=chosen,
         asker=asker,
         deadline_s=deadline,
+        wait_s=wait,
     )
+    if answers.silent and not answers.hits[0] and set(answers.silent) >= set(answers.asked[0]):
+        raise RunError(f"no answer from: {', '.join(answers.silent)}")
     _show(answers.hits[0], as_json)
     if answers.silent:
         err_console.print(f"no answer from: {', '.join(answers.silent)}", markup=False)

@@ -32,6 +32,8 @@ from retrieval.federated import Answers, FederatedRetriever
 
 # A round over a network has a deadline, said or not: a client that is gone for good must not stop a run.
 DEADLINE_S = 1800.0
+# A search waits no longer for clients that do not come: they look for their server again every few seconds.
+SEARCH_WAIT_S = 60.0
 
 log = logging.getLogger("promptfed.server")
 
@@ -56,26 +58,35 @@ def serve(
 
 
 def search(
-    config: Config, queries: Sequence[str], k: int, *, encoder: Encoder, folder: Path | None = None, **options: Any
+    config: Config,
+    queries: Sequence[str],
+    k: int,
+    *,
+    encoder: Encoder,
+    folder: Path | None = None,
+    wait_s: float = SEARCH_WAIT_S,
+    **options: Any,
 ) -> Answers:
     """Search the indices of the clients that connect to a server with this configuration. Blocking.
 
-    ``options`` are those of `FederatedRetriever`; ``folder`` is for Flower's own files, a temporary one by default.
-    Raises `ConfigError` without a network, and `QuorumError` where no client comes within ``network.wait_s``.
+    It waits for all of them, ``wait_s`` at most, then asks those that are there. ``options`` are those of
+    `FederatedRetriever`; ``folder`` is for Flower's own files, a temporary one by default. Raises `ConfigError` without
+    a network, and `QuorumError` where no client comes in time.
     """
     if config.network is None:
         raise ConfigError("the configuration has no [network]: there is nobody to ask")
     network = config.network
 
     async def ask(place: Path) -> Answers:
-        async with FlowerTransport(listening(network), place) as flower:
-            ids = sorted(network.clients)
+        flower, ids = FlowerTransport(listening(network), place), sorted(network.clients)
+        retriever = FederatedRetriever(flower, ids, encoder, **options)  # refuses its options before anybody waits
+        async with flower:
             try:
-                await flower.wait_for_clients(ids, network.wait_s)
-            except QuorumError:
+                await flower.wait_for_clients(ids, wait_s)
+            except QuorumError as error:
                 if not flower.clients:
                     raise
-            retriever = FederatedRetriever(flower, ids, encoder, **options)
+                log.warning("%s", error)
             return await retriever.aask(queries, k)
 
     if folder is not None:

@@ -54,8 +54,9 @@ class _Stage:
 class Predictor:
     """Answers as one client does. `load` reads what a run left at the client; ``retriever`` finds passages.
 
-    ``isolate``: each passage stands in a prompt of its own, and they vote, so that a wrong or poisoned one is outvoted
-    by those that agree; costs a call a passage in place of one.
+    ``passage_tokens`` is what the passages in a prompt may take. ``isolate``: what each source says, another client or
+    a document of one's own, stands in a prompt of its own, with as many tokens, and they vote, so that a wrong or
+    poisoned source is outvoted by those that agree; costs a call a source in place of one.
     """
 
     def __init__(
@@ -174,9 +175,16 @@ class Predictor:
         look = getattr(self._retriever, "asearch", None)
         hits = await look(queries, self._n_passages) if look else self._retriever.search(queries, self._n_passages)
         for i, mine in zip(new, hits, strict=True):
-            with_text = [hit for hit in mine if hit.text]
-            n_fit = len(fitting([hit.text for hit in with_text], self._passage_tokens))
-            found[i] = tuple(with_text[:n_fit])
+            quoted = [(fitting([h.text for h in of], self._passage_tokens), of) for of in self._apart(mine)]
+            found[i] = tuple(hit for texts, of in quoted for hit in of[: len(texts)])
+
+    def _apart(self, hits: Sequence[Hit]) -> list[list[Hit]]:
+        """Those with a text that stand in one prompt together: all, or with ``isolate`` those of one source."""
+        sources: dict[str, list[Hit]] = {}
+        for hit in hits:
+            if hit.text:
+                sources.setdefault((hit.owner or hit.doc_id) if self._isolate else "", []).append(hit)
+        return list(sources.values())
 
     async def _ask(
         self,
@@ -189,9 +197,8 @@ class Predictor:
         """Label scores (K,) of each text of ``rows``; None where the FM failed."""
         groups: list[list[PromptTemplate]] = []
         for i in rows:
-            shown = fitting([hit.text for hit in found.get(i, ())], self._passage_tokens)
-            each = [(passage,) for passage in shown] if self._isolate and shown else [shown]
-            groups.append([grounded(prompt, passages) for passages in each])
+            each = [fitting([h.text for h in of], self._passage_tokens) for of in self._apart(found.get(i, ()))]
+            groups.append([grounded(prompt, passages) for passages in each or [()]])
         requests = [p.requests([texts[i]])[0] for i, group in zip(rows, groups, strict=True) for p in group]
         answers = await self._fm.complete(requests) if requests else []
         at = 0

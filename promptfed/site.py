@@ -36,6 +36,7 @@ def join_federation(
     cache: Path | None = None,
     index: Path | None = None,
     policy: Policy | None = None,
+    renew_centroid: bool = False,
     unlabelled: Path | None = None,
     domain_model: str = "linear",
 ) -> None:
@@ -65,6 +66,8 @@ def join_federation(
         owner = None
         if index is not None:
             owner = IndexOwner(client_id, LocalIndex.open(index, reader), policy, folder=folder / "index")
+            if renew_centroid:
+                owner.release()
             owner.prepare()
         host = ClientHost(
             client_id,

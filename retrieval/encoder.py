@@ -55,6 +55,14 @@ class SentenceEncoder:
         vectors = np.asarray(tensor.float().numpy(), dtype=np.float64)
         return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
+    def fits(self, text: str) -> bool:
+        """Whether it reads ``text`` to its end: what is longer than the model reads is cut off."""
+        model = self._load()
+        limit = model.max_seq_length
+        if limit is None or len(text) <= limit - 2:  # no token is shorter than a character; two are the model's own
+            return True
+        return len(model.tokenizer(text, truncation=False, verbose=False)["input_ids"]) <= int(limit)
+
     def _load(self) -> Any:
         if self._model is None:
             source = self._name

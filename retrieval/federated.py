@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import numpy as np
 
@@ -25,7 +25,18 @@ from promptfed.errors import CapabilityError, ConfigError, WireError
 from promptfed.fm.base import run_sync
 from promptfed.messages import Failed, Task, decode_reply, encode
 from promptfed.messages.methods import packed, unpacked
-from promptfed.messages.retrieval import Describe, Described, Fetch, Found, Search, SearchMode, Share, Shown, TaskBody
+from promptfed.messages.retrieval import (
+    MAX_HITS,
+    Describe,
+    Described,
+    Fetch,
+    Found,
+    Search,
+    SearchMode,
+    Share,
+    Shown,
+    TaskBody,
+)
 from promptfed.types import Encoder, FloatArray, Hit, IntArray, Transport
 from retrieval.merging import CrossEncoder, Merge, by_score, cori
 from retrieval.owner import Form
@@ -63,9 +74,12 @@ class FederatedRetriever:
 
     ``send``: queries leave as their vector or as their text; every owner that is asked sees them, and no other. With
     vectors all owners need the encoder of the asker. ``n_ask`` and ``coverage`` say how many owners a query is sent to
-    (`retrieval.routing.chosen`); with neither, all. ``deadline_s`` bounds a whole search: what did not come by then is
-    left out. ``cross_encoder`` reads the best ``n_read`` merged passages again (three for one that is wanted, by
-    default) and orders them anew.
+    (`retrieval.routing.chosen`); with neither, all. ``deadline_s`` bounds what the owners take for a search: what did
+    not come by then is left out. Searches at the same time take turns, and each has its own deadline. ``merge`` is
+    `by_score` for dense searches and `cori` for others. Of one owner come at
+    most ``max_per_owner`` hits: scores are what the owners say, and one that lies about them would have all places.
+    ``cross_encoder`` reads the best ``n_read`` merged passages again (three for one that is wanted, by default) and
+    orders them anew.
 
     Owners that share scores only have their hits named ``#NUMBER``, without a text; such hits are not read again by a
     cross-encoder, and stand after those that are.
@@ -86,20 +100,29 @@ class FederatedRetriever:
         merge: Merge | None = None,
         cross_encoder: CrossEncoder | None = None,
         n_read: int | None = None,
+        max_per_owner: int | None = None,
         deadline_s: float = 10.0,
     ) -> None:
+        for name, value, known in (("send", send, get_args(Form)), ("mode", mode, get_args(SearchMode))):
+            if value not in known:
+                raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}")
         if send == "vector" and mode != "dense":
             raise ConfigError(f"a {mode} search needs the query's text: use send='text'")
         if n_ask is not None and n_ask < 1:
             raise ConfigError(f"n_ask = {n_ask}: expected 1 owner or more")
+        if coverage is not None and not 0 < coverage <= 1:
+            raise ConfigError(f"coverage = {coverage:g}: expected a probability above 0, at most 1")
+        if max_per_owner is not None and max_per_owner < 1:
+            raise ConfigError(f"max_per_owner = {max_per_owner}: expected 1 hit or more")
         self.owners = tuple(sorted(set(owners)))
         self._transport, self._encoder, self._asker = transport, encoder, asker
         self._send, self._mode = send, mode
         self._router = router or CentroidRouter()
         self._n_ask, self._coverage = n_ask, coverage
-        self._merge = merge or (by_score if mode == "dense" else cori)
+        self._merge, self._max_per_owner = merge or (by_score if mode == "dense" else cori), max_per_owner
         self._cross_encoder, self._n_read, self._deadline_s = cross_encoder, n_read, deadline_s
         self._described: dict[str, Described] = {}
+        self._told_of: set[str] = set()  # encoders
         self._rounds = itertools.count(1)
         self._n_silent: defaultdict[str, int] = defaultdict(int)  # exchanges in a row that it gave no answer to
         self._one_search = threading.Lock()  # of all threads, each of which may have a loop of its own
@@ -119,8 +142,9 @@ class FederatedRetriever:
 
         Raises `CapabilityError` where none of the owners takes queries in the form that they are sent in.
         """
-        if k < 1:
-            raise ConfigError(f"a search for k = {k} passages: expected 1 or more")
+        if not 1 <= k <= MAX_HITS:
+            raise ConfigError(f"a search for k = {k} passages: expected 1 to {MAX_HITS:,}")
+        queries = [query.encode("utf-8", errors="replace").decode("utf-8") for query in queries]
         vectors = await asyncio.to_thread(self._encoder.encode, queries) if queries else np.zeros((0, 0))
         while not self._one_search.acquire(blocking=False):
             await asyncio.sleep(0.005)
@@ -176,7 +200,9 @@ class FederatedRetriever:
         shares = {owner: self._described[owner].shares for owner in owners}
         sizes = {owner: int(n) for owner, n in zip(owners, asked.sum(axis=0), strict=True) if n}
         wanted = self._n_wanted(k)
-        n_each = math.ceil((1 + MORE) * wanted) + SPARE
+        n_each = min(math.ceil((1 + MORE) * wanted) + SPARE, MAX_HITS)
+        if self._merge is by_score and self._cross_encoder is None:
+            self._tell_of_encoders({self._described[owner].encoder for owner in sizes})
         tasks = {o: self._task(queries, vectors, asked[:, owners.index(o)], n_each) for o in sizes}
         found, silent = await self._exchange(tasks, Found, start + FOUND_BY * self._deadline_s, sizes)
         scores, passages = self._laid_out(owners, found, asked, n_each)
@@ -191,6 +217,15 @@ class FederatedRetriever:
             silent=tuple(sorted({*silent, *mute, *never})),
             unfit=unfit,
         )
+
+    def _tell_of_encoders(self, encoders: set[str]) -> None:
+        if len(encoders) > 1 and not encoders <= self._told_of:
+            self._told_of |= encoders
+            log.warning(
+                "the owners' cosines are of different encoders (%s), and can't well be compared: let a cross_encoder, "
+                "such as ReadAgain(encoder), read what they find again",
+                ", ".join(sorted(encoders)),
+            )
 
     def _n_wanted(self, k: int) -> int:
         if self._cross_encoder is None:
@@ -287,7 +322,7 @@ class FederatedRetriever:
                 ):
                     if doc_id:
                         shown[i, number] = Hit(doc_id=doc_id, passage=place, score=0.0, text=text, owner=owner)
-            hits = [_distinct(candidates, shown, shares)[:wanted] for candidates in best]
+            hits = [_distinct(candidates, shown, shares, self._max_per_owner)[:wanted] for candidates in best]
             if all(len(h) == wanted or n <= n_best for h, n in zip(hits, n_there.tolist(), strict=True)):
                 break
             n_best *= 2
@@ -303,7 +338,7 @@ class FederatedRetriever:
         """Ask owners at once: answers of ``kind``, for as many queries or passages as ``sizes`` says, and who gave
         none."""
         if not bodies or (left := end - time.monotonic()) <= 0:
-            return {}, set()
+            return {}, set(bodies)
         number = next(self._rounds)
         tasks = {
             owner: encode(
@@ -346,11 +381,13 @@ def _distinct(
     candidates: Sequence[tuple[int, int, float]],
     shown: Mapping[tuple[int, int], Hit | None],
     shares: Mapping[str, Share],
+    max_per_owner: int | None,
 ) -> list[Hit]:
     """The hits there are, each passage once, and each text of those that are shown whole: the one with the best score.
     The beginnings of two passages may be alike, and they are two."""
     hits: list[Hit] = []
     seen: set[object] = set()
+    n_of: defaultdict[str, int] = defaultdict(int)
     for i, number, score in candidates:
         hit = shown[i, number]
         if hit is None:
@@ -358,8 +395,9 @@ def _distinct(
         names: set[object] = {(i, number)}
         if shares[hit.owner] == "documents":
             names.add(" ".join(hit.text.lower().split()))
-        if not names & seen:
+        if not names & seen and (max_per_owner is None or n_of[hit.owner] < max_per_owner):
             seen |= names
+            n_of[hit.owner] += 1
             hits.append(replace(hit, score=score))
     return hits
 

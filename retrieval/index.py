@@ -16,25 +16,31 @@ In its folder (`retrieval.store`) a generation has
 from __future__ import annotations
 
 import json
+import logging
 import mmap
+import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import msgpack
 import numpy as np
 
 from promptfed.errors import ConfigError, DataError
 from promptfed.types import Encoder, FloatArray, Hit, IntArray
 from retrieval import store
-from retrieval.documents import OVERLAP_WORDS, PASSAGE_WORDS, Document, passages
+from retrieval.documents import OVERLAP_WORDS, PASSAGE_WORDS, Document, packed, passages, unpacked
 from retrieval.lexical import LexicalIndex
 from retrieval.merging import reciprocal_ranks
 from retrieval.vectors import Kind, VectorArray, VectorIndex, kind_for
 
+log = logging.getLogger("promptfed.retrieval")
+
 SCHEMA_VERSION = 1
+# What an encoder is known again by, beside its name: the vector of this text. Of one model in two number formats (say,
+# bfloat16 and float32) they agree to 0.998.
+PROBE, PROBE_COSINE = "Staff have thirty days of leave a year.", 0.98
 # How often a folder is read again that is being replaced under our hands.
 _TRIES = 5
 Mode = Literal["dense", "lexical", "hybrid"]
@@ -56,19 +62,22 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Added:
-    """What `LocalIndex.add` came to, in documents. ``empty`` are those without a word, which it does not keep."""
+    """What `LocalIndex.add` came to, in documents. ``empty`` are those without a word, which it does not keep, and
+    ``removed`` those that were there and are empty now."""
 
     new: int = 0
     replaced: int = 0
     unchanged: int = 0
     empty: int = 0
+    removed: int = 0
 
 
 class LocalIndex:
     """Documents of one owner. Several threads may use it.
 
     ``kind`` is flat, hnsw or ivf (`retrieval.vectors`); without it, what suits the number of passages. Documents are
-    cut into passages of ``passage_words``, which overlap by ``overlap_words``; None: a document is one passage.
+    cut into passages of ``passage_words``, which overlap by ``overlap_words``; None: a document is one passage. Where
+    the encoder has ``fits(text)``, which says whether it reads all of a text, a passage that does not fit is halved.
     """
 
     def __init__(
@@ -95,6 +104,8 @@ class LocalIndex:
         self._lexical: LexicalIndex | None = None
         self._generation: str | None = None
         self._place: Path | None = None
+        self._probe: VectorArray | None = None  # of the encoder that the vectors are of
+        self._is_probed = True
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -153,6 +164,7 @@ class LocalIndex:
             replaced=replaced,
             unchanged=len(given) - len(changed),
             empty=len(empty),
+            removed=sum(i in known for i in empty),
         )
 
     def delete(self, doc_ids: Iterable[str]) -> int:
@@ -189,7 +201,7 @@ class LocalIndex:
     def _query_vectors(self, queries: Sequence[str], mode: Mode) -> VectorArray | None:
         if mode not in get_args(Mode):
             raise ConfigError(f"unknown mode {mode!r} of search; known: {', '.join(get_args(Mode))}")
-        return None if mode == "lexical" else self._encode(queries)
+        return None if mode == "lexical" else self._encode([_utf8(query).decode("utf-8") for query in queries])
 
     def _search_rows(
         self, queries: Sequence[str], vectors: VectorArray | None, k: int, mode: Mode
@@ -271,7 +283,8 @@ class LocalIndex:
         another folder than it came from, that is a copy, which it goes on with.
 
         Raises `DataError` where the folder holds an index that this one did not come from, or that was saved by
-        somebody else since.
+        somebody else since; where it can't be written; and, with all saved, where what was there before can't be
+        removed.
         """
         place = folder.resolve()
         with self._lock:
@@ -279,13 +292,21 @@ class LocalIndex:
                 self._vectors = self._writable().grown(self.kind)
             before = self._generation if place == self._place else None
             self._generation, self._place = store.replace(folder, before, self._fill), place
+            store.sweep(folder)
 
     @classmethod
     def open(cls, folder: Path, encoder: Encoder) -> LocalIndex:
         """The index in ``folder``. Vectors and passages are mapped: they come into memory as searches need them.
 
-        Raises `DataError` for a folder without a whole index, and `ConfigError` for one made with another encoder.
+        What a process that was killed left of an index before this one is removed. Raises `DataError` for a folder
+        without a whole index, and `ConfigError` for one made with another encoder. Another encoder of the same name is
+        found out when it is first used.
         """
+        if os.access(folder, os.W_OK):
+            try:
+                store.sweep(folder)
+            except DataError as error:
+                log.warning("%s", error)  # what can be read is read
         for _ in range(_TRIES):
             generation = store.current(folder)
             try:
@@ -316,10 +337,8 @@ class LocalIndex:
         )
         out._generation, out._place = generation.name, generation.parent.resolve()
         out._next_row = manifest["next_row"]
-        packed = msgpack.unpackb(
-            (generation / "documents.msgpack").read_bytes(), unicode_errors="surrogatepass", strict_map_key=False
-        )
-        out._documents = {i: _Entry(digest, meta, *map(tuple, more)) for i, digest, meta, *more in packed}
+        entries = unpacked((generation / "documents.msgpack").read_bytes())
+        out._documents = {i: _Entry(digest, meta, *map(tuple, more)) for i, digest, meta, *more in entries}
         out._owners = {row: (i, n) for i, entry in out._documents.items() for n, row in enumerate(entry.rows)}
         out._mapped = _mapped(generation / "texts.bin")
         if len(out._mapped) != manifest["n_bytes"]:
@@ -327,6 +346,8 @@ class LocalIndex:
         if manifest["dimension"]:
             out._mapped_from = generation / "vectors.faiss"
             out._vectors = VectorIndex.read(out._mapped_from, manifest["kind"], mapped=True)
+            if probe := manifest.get("probe"):  # promptfed has written it since it knows of it
+                out._probe, out._is_probed = np.frombuffer(bytes.fromhex(probe), dtype="<f2").astype(np.float32), False
         return out
 
     def _fill(self, aside: Path) -> None:
@@ -335,7 +356,7 @@ class LocalIndex:
             for i, e in self._documents.items():
                 at, start = at + file.write(self._content(i)), at
                 documents.append([i, e.digest, dict(e.metadata), e.rows, e.spans, (start, at)])
-        (aside / "documents.msgpack").write_bytes(msgpack.packb(documents, unicode_errors="surrogatepass"))
+        (aside / "documents.msgpack").write_bytes(packed(documents))
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "encoder_id": self.encoder.encoder_id,
@@ -347,6 +368,7 @@ class LocalIndex:
             "next_row": self._next_row,
             "n_documents": len(self._documents),
             "n_bytes": at,
+            "probe": self._probe.astype("<f2").tobytes().hex() if self._probe is not None else "",
         }
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         if self._vectors is not None:
@@ -357,8 +379,10 @@ class LocalIndex:
     def _cut(self, text: str) -> list[tuple[int, int]]:
         """Where its passages are, in bytes."""
         if self._passage_words is None:
+            if not self._fits(text):
+                log.warning("a document is longer than %s reads: its end is in no vector", self.encoder.encoder_id)
             return [(0, len(_utf8(text)))] if text.strip() else []
-        spans = list(passages(text, self._passage_words, self._overlap_words))
+        spans = list(passages(text, self._passage_words, self._overlap_words, self._fits))
         place, at, n = {}, 0, 0
         for end in sorted({end for span in spans for end in span}):
             n += len(_utf8(text[at:end]))
@@ -374,8 +398,26 @@ class LocalIndex:
         start, stop = self._documents[doc_id].spans[number]
         return self._content(doc_id)[start:stop].decode("utf-8")
 
+    def _fits(self, text: str) -> bool:
+        fits: Callable[[str], bool] | None = getattr(self.encoder, "fits", None)
+        return fits is None or fits(_utf8(text).decode("utf-8"))
+
     def _encode(self, texts: Sequence[str]) -> VectorArray:
-        return self.encoder.encode(texts).astype(np.float32)
+        """Raises `ConfigError` where the encoder is not the one of the index, and for what is no vector."""
+        if self._probe is None or not self._is_probed:
+            probe = self.encoder.encode([PROBE])[0].astype(np.float32)
+            was = probe if self._probe is None else self._probe
+            lengths = float(np.linalg.norm(was) * np.linalg.norm(probe))
+            if was.shape != probe.shape or float(was @ probe) < PROBE_COSINE * lengths:
+                raise ConfigError(
+                    f"the encoder that is called {self.encoder.encoder_id!r} now is another than the one that this "
+                    "index was made with: open it with that one, or add its documents to a new index"
+                )
+            self._probe, self._is_probed = was, True
+        vectors = self.encoder.encode(texts).astype(np.float32)
+        if not np.isfinite(vectors).all():
+            raise ConfigError(f"encoder {self.encoder.encoder_id!r} gave vectors that are not of finite numbers")
+        return vectors
 
     def _writable(self, dimension: int = 0) -> VectorIndex:
         """The vectors, in memory."""

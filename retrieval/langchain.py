@@ -12,7 +12,7 @@ LangChain hands queries and passages to the callbacks of a call. Where LangSmith
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -50,11 +50,13 @@ class EncoderEmbeddings(Embeddings):
 
 class EmbeddingsEncoder:
     """LangChain's embeddings as an encoder of promptfed. ``name`` is what an index knows them by: the same name has to
-    mean the same vectors."""
+    mean the same vectors. Without one it is that of their class and, where they say it, of their model."""
 
     def __init__(self, embeddings: Embeddings, name: str | None = None) -> None:
         self.embeddings = embeddings
-        self.encoder_id = name or f"langchain:{type(embeddings).__name__}"
+        models = [getattr(embeddings, attribute, None) for attribute in ("model_name", "model")]
+        of = next((f":{model}" for model in models if isinstance(model, str)), "")
+        self.encoder_id = name or f"langchain:{type(embeddings).__name__}{of}"
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Unit vectors, shape (n, dimension)."""
@@ -84,14 +86,15 @@ class IndexVectorStore(VectorStore):
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,  # noqa: ARG002
     ) -> list[str]:
-        """Add texts, or replace those with their ids; a text without one gets a random id. Returns all ids."""
+        """Add texts, or replace those with their ids; a text without one gets a random id. Returns the ids of those
+        that are there now: a text without a word is not, and replaces one by nothing."""
         given = list(texts)
         names = [name or str(uuid.uuid4()) for name in (ids or [None] * len(given))]
         metas = metadatas or [{}] * len(given)
         self.index.add(
             Kept(doc_id=name, text=text, metadata=meta) for name, text, meta in zip(names, given, metas, strict=True)
         )
-        return names
+        return [name for name in names if name in self.index]
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:  # noqa: ARG002
         """Delete these documents; without ``ids`` all of them. Ids that are not there are passed over."""
@@ -106,10 +109,12 @@ class IndexVectorStore(VectorStore):
 
     def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[tuple[Document, float]]:
         """The score is the cosine, or with ``mode`` lexical or hybrid that of this mode: higher is better."""
+        _known(kwargs, "mode")
         (hits,) = self.index.search([query], k, kwargs.get("mode", "dense"))
         return [(_passage(hit), hit.score) for hit in hits]
 
-    def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:  # noqa: ARG002
+    def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
+        _known(kwargs)
         vector = np.array([embedding], dtype=np.float64)
         scores, rows = self.index.search_vectors(vector / max(float(np.linalg.norm(vector)), 1e-12), k)
         pairs = zip(scores[0].tolist(), rows[0].tolist(), strict=True)
@@ -121,9 +126,10 @@ class IndexVectorStore(VectorStore):
         k: int = 4,
         fetch_k: int = 20,
         lambda_mult: float = 0.5,
-        **kwargs: Any,  # noqa: ARG002
+        **kwargs: Any,
     ) -> list[Document]:
         """Passages near the query and not near one another (Carbonell & Goldstein, SIGIR 1998)."""
+        _known(kwargs)
         from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
         (hits,) = self.index.search([query], fetch_k)
@@ -192,6 +198,14 @@ def _whole(document: Kept) -> Document:
 def _passage(hit: Hit, *, with_score: bool = False) -> Document:
     more = {"score": hit.score, **({"owner": hit.owner} if hit.owner else {})} if with_score else {}
     return Document(id=hit.doc_id, page_content=hit.text, metadata={**hit.metadata, **more})
+
+
+def _known(options: Mapping[str, Any], *known: str) -> None:
+    """Raises `ConfigError` for another option: one that is passed over, such as a filter, would let out what it was to
+    keep back."""
+    if unknown := [name for name in options if name not in known]:
+        takes = f"the options {', '.join(known)}" if known else "no options"
+        raise ConfigError(f"this search takes {takes} beside LangChain's own; got {unknown[0]!r}")
 
 
 def _between_0_and_1(cosine: float) -> float:

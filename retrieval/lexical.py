@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,15 @@ import numpy as np
 from promptfed.types import FloatArray, IntArray
 
 _TOKEN = re.compile(r"\w+")
+# Runs of scripts that put no space between words: Thai to Lao, Myanmar, Khmer, Japanese, Chinese.
+_SPACELESS = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
+)
 
 
 class LexicalIndex:
-    """BM25 with k1 = 1.5 and b = 0.75, over words in lower case. Built once; a changed index builds another."""
+    """BM25 with k1 = 1.5 and b = 0.75, over words, whatever their case and Unicode form; scripts that put no space
+    between words are read by pairs of characters. Built once; a changed index builds another."""
 
     def __init__(self, texts: Sequence[str], ids: IntArray) -> None:
         self._ids = ids
@@ -38,4 +44,9 @@ class LexicalIndex:
 
 
 def _words(text: str) -> list[str]:
-    return _TOKEN.findall(text.lower())
+    out: list[str] = []
+    for word in _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold()):
+        out += filter(None, _SPACELESS.split(word))
+        for run in _SPACELESS.findall(word):
+            out += [run[i : i + 2] for i in range(max(len(run) - 1, 1))]
+    return out

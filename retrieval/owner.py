@@ -19,15 +19,15 @@ import secrets
 import threading
 import time
 from collections import ChainMap, OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from promptfed.errors import ConfigError, PromptfedError, RunError, WireError
+from promptfed.errors import ConfigError, DataError, PromptfedError, RunError, WireError
 from promptfed.files import write_whole
 from promptfed.ledger import Usage
 from promptfed.messages import Failed, Reply, decode_task, encode
@@ -35,9 +35,10 @@ from promptfed.messages.methods import packed
 from promptfed.messages.retrieval import Describe, Described, Fetch, Found, ReplyBody, Search, Share, Shown, TaskBody
 from promptfed.privacy.accounting import in_all, noise_multiplier_for
 from promptfed.privacy.secret import Secret
-from promptfed.types import IntArray
+from promptfed.types import FloatArray, IntArray
 from retrieval.documents import passages
 from retrieval.index import LocalIndex
+from retrieval.vectors import VectorArray
 
 log = logging.getLogger("promptfed.retrieval")
 
@@ -52,8 +53,9 @@ class Policy:
 
     ``shares`` holds for all that ``askers`` does not name. ``accepts``: queries as texts, as vectors, or both.
     ``max_hits`` is the most passages a query gets. A snippet is a passage's first ``snippet_words`` words. With
-    ``hourly_queries``, an asker may send so many at once, and so many an hour after that: who may send any number can
-    work vectors out from their scores.
+    ``hourly_queries``, an asker that ``askers`` names may send so many at once, and so many an hour after that, and all
+    others so many together, whatever they call themselves: who may send any number can work vectors out from their
+    scores.
 
     A centroid is released with (``epsilon``, ``delta``) for each document, once, and again when the owner says so
     (`IndexOwner.release`), until all releases together would pass ``max_epsilon``. ``epsilon`` None: no centroid
@@ -84,7 +86,7 @@ class Policy:
                 f"epsilon = {self.epsilon:g}, delta = {self.delta:g}: expected more than 0, and a delta below 1; "
                 "with epsilon None no centroid leaves"
             )
-        if self.epsilon is not None and math.isfinite(self.epsilon) and self.epsilon > self.max_epsilon:
+        if self.epsilon is not None and math.isfinite(self.epsilon) and not self.epsilon <= self.max_epsilon:
             raise ConfigError(
                 f"epsilon = {self.epsilon:g} is more than max_epsilon = {self.max_epsilon:g}: no centroid could leave"
             )
@@ -113,12 +115,12 @@ class IndexOwner:
         self.owner_id, self.index, self.policy = owner_id, index, policy or Policy()
         self._folder = folder
         self._secret = secret
-        self._releases: list[dict[str, float]] = []
+        self._releases: list[dict[str, Any]] = []
         self._described: Described | None = None
         # By asker, the latest first to go: the passages of its last searches by the numbers that it was given.
         self._granted: OrderedDict[str, deque[dict[int, int]]] = OrderedDict()
-        # By asker, as before: how many queries it had left, and when that was.
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        # By asker that the policy names, and "" for all others: how many queries were left, and when that was.
+        self._left: dict[str, tuple[float, float]] = {}
         self._clock = clock
         self._numbers = np.random.default_rng(secrets.randbits(128))
         self._lock = threading.RLock()
@@ -128,6 +130,10 @@ class IndexOwner:
     async def handle(self, data: bytes) -> bytes:
         """Never raises: what went wrong leaves as the name of a class."""
         number = 0
+
+        def reply(body: ReplyBody | Failed) -> bytes:
+            return encode(Reply(round=number, client_id=self.owner_id, usage=Usage(), body=body))
+
         try:
             task = decode_task(data)
             number = task.round
@@ -136,14 +142,13 @@ class IndexOwner:
             if not isinstance(task.body, TaskBody):
                 raise WireError(f"an index can't do a task of kind {task.body.kind!r}")
             loop = asyncio.get_running_loop()
-            body: ReplyBody | Failed = await loop.run_in_executor(self._threads, self.answer, task.body)
+            return reply(await loop.run_in_executor(self._threads, self.answer, task.body))
         except Exception as error:  # noqa: BLE001  (the boundary: no exception, and no text of one, may leave)
             # A text of ours names files and settings; another library's might quote a query or a document.
             log.error(
                 "%s: a task failed: %s", self.owner_id, error if isinstance(error, PromptfedError) else type(error)
             )
-            body = Failed(reason=type(error).__name__)
-        return encode(Reply(round=number, client_id=self.owner_id, usage=Usage(), body=body))
+            return reply(Failed(reason=type(error).__name__))
 
     def answer(self, task: TaskBody) -> ReplyBody:
         """Do one task. Raises `RunError` for what the policy does not allow."""
@@ -179,9 +184,11 @@ class IndexOwner:
             total = (vectors / np.maximum(lengths, 1.0)).sum(axis=0, dtype=np.float64)
             if self._secret is None:
                 self._secret = Secret.kept_in(self._folder)
-            content = hashlib.sha256(np.ascontiguousarray(vectors).tobytes() + repr(ids).encode()).hexdigest()
-            number = str(len(self._kept()))
-            total += noise * self._secret.normals(len(total), "centroid", number, content)
+            content = _content(vectors, ids)
+            # Other noise for each release, and for each scale of it: two sums under the same noise at two scales, as a
+            # lost ledger would lead to, would give the sum itself away.
+            purpose = ("centroid", str(len(self._kept())), content, repr((policy.epsilon, policy.delta, noise)))
+            total += noise * self._secret.normals(len(total), *purpose)
             made = Described(
                 encoder=self.index.encoder.encoder_id,
                 shares=policy.shares,
@@ -192,18 +199,23 @@ class IndexOwner:
                 epsilon=policy.epsilon if noise else 0.0,
                 delta=policy.delta if noise else 0.0,
             )
-            self._keep(made)
+            self._keep(made, content)
             return made
 
     def prepare(self) -> None:
         """Make the first centroid, if there is to be one, before anybody waits for it: to find how much noise it takes
-        costs a second."""
+        costs a second. Tells the owner where the one that was released is not given out, or is of other documents."""
         shared = {self.policy.shares, *self.policy.askers.values()} - {"nothing"}
-        if self.policy.epsilon is not None and shared:
-            with self._lock:
-                self._kept()
-                if self._described is None:
-                    self.release()
+        if self.policy.epsilon is None or not shared:
+            return
+        with self._lock:
+            releases = self._kept()
+            if self._described is None:
+                self.release()
+            elif why := self._withheld(self._described):
+                log.warning("%s: %s", self.owner_id, why)
+            elif releases[-1].get("content") != _content(*self.index.document_vectors()):
+                log.info("%s: the documents have changed since the centroid was released", self.owner_id)
 
     # ------------------------------------------------------------ tasks
 
@@ -218,13 +230,8 @@ class IndexOwner:
         with self._lock:
             self._kept()
             released = self._described or self.release()
-        if released.encoder != plain.encoder:
-            log.warning(
-                "%s: its centroid is of encoder %s, the index of %s: none is given out before another release",
-                self.owner_id,
-                released.encoder,
-                plain.encoder,
-            )
+        if why := self._withheld(released):
+            log.warning("%s: %s", self.owner_id, why)
             return plain
         return replace(released, shares=plain.shares, accepts=plain.accepts)
 
@@ -259,13 +266,11 @@ class IndexOwner:
         limit = self.policy.hourly_queries
         if limit is None:
             return
-        now = self._clock()
-        left, since = self._left.pop(asker, (float(limit), now))
+        now, who = self._clock(), asker if asker in self.policy.askers else ""
+        left, since = self._left.get(who, (float(limit), now))
         left = min(left + (now - since) * limit / 3600, limit)
         enough = n <= left
-        self._left[asker] = (left - n if enough else left, now)
-        if len(self._left) > ASKERS:
-            self._left.popitem(last=False)
+        self._left[who] = (left - n if enough else left, now)
         if not enough:
             raise RunError(f"{n} queries at once of an asker with {int(left)} left; hourly_queries = {limit}")
 
@@ -303,20 +308,37 @@ class IndexOwner:
 
     # ------------------------------------------------------------ what was released
 
-    def _kept(self) -> list[dict[str, float]]:
+    def _withheld(self, released: Described) -> str:
+        """Why what was released is not given out any more; nothing where it is."""
+        until = "no centroid is given out before another release"
+        if released.encoder != (now := self.index.encoder.encoder_id):
+            return f"its centroid is of encoder {released.encoder}, the index of {now}: {until}"
+        epsilon, policy = released.epsilon or math.inf, self.policy
+        if policy.epsilon is not None and (epsilon > policy.epsilon or released.delta > policy.delta):
+            asked = f"an epsilon of {policy.epsilon:g} and a delta of {policy.delta:g}"
+            return f"its centroid has an epsilon of {epsilon:g}, and the policy asks for {asked} at most: {until}"
+        return ""
+
+    def _kept(self) -> list[dict[str, Any]]:
         path = self._path
         if path is not None and not self._releases and path.exists():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            self._releases = record["releases"]
-            last = record["last"]
-            self._described = Described(
-                **{**last, "accepts": tuple(last["accepts"]), "centroid": bytes.fromhex(last["centroid"])}
-            )
+            try:
+                record = json.loads(path.read_text(encoding="utf-8"))
+                last = record["last"]
+                self._described = Described(
+                    **{**last, "accepts": tuple(last["accepts"]), "centroid": bytes.fromhex(last["centroid"])}
+                )
+                self._releases = record["releases"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{path}: what was released of this index can't be read ({type(error).__name__}); restore the file "
+                    "from a copy. Without it, what another centroid costs is not known"
+                ) from None
         return self._releases
 
-    def _keep(self, made: Described) -> None:
+    def _keep(self, made: Described, content: str) -> None:
         """On the disk before it is known to anybody: what was not written was not released."""
-        releases = [*self._kept(), {"epsilon": made.epsilon or math.inf, "delta": made.delta}]
+        releases = [*self._kept(), {"epsilon": made.epsilon or math.inf, "delta": made.delta, "content": content}]
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             described = {name: getattr(made, name) for name in Described.__dataclass_fields__}
@@ -327,3 +349,8 @@ class IndexOwner:
     @property
     def _path(self) -> Path | None:
         return self._folder / "released.json" if self._folder is not None else None
+
+
+def _content(vectors: FloatArray | VectorArray, ids: Sequence[str]) -> str:
+    """Another for other documents."""
+    return hashlib.sha256(np.ascontiguousarray(vectors).tobytes() + repr(list(ids)).encode()).hexdigest()

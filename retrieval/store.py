@@ -3,9 +3,9 @@
     FOLDER/current                    the name of the generation that counts
     FOLDER/generation-000007-TOKEN/   its files
 
-A new generation is written aside, brought to the disk, and counts from the moment that ``current`` is replaced; the one
-before it is deleted after that. So a process that is killed anywhere leaves the old or the new, never between, and what
-was deleted from an index is gone from the disk with the next save.
+A new generation is written aside, brought to the disk, and counts from the moment that ``current`` is replaced; `sweep`
+deletes the one before it after that. So a process that is killed anywhere leaves the old or the new, never between, and
+what was deleted from an index is gone from the disk with the next save.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,13 @@ from pathlib import Path
 from promptfed.errors import DataError
 from promptfed.files import write_whole
 
+# Seconds to wait for another process that saves.
+PATIENCE_S = 60.0
 _NAME = re.compile(r"generation-(\d{6,})-[0-9a-f]{16}")
+
+
+class BusyError(DataError):
+    """Somebody else is saving."""
 
 
 def current(folder: Path) -> Path:
@@ -41,7 +48,10 @@ def replace(folder: Path, before: str | None, fill: Callable[[Path], None]) -> s
     ``before`` is the name of the generation that it grew from, None for a new index. Raises `DataError`, and writes
     nothing, where another one counts by now, or where the folder holds generations and no word which one counts.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: can't be made ({error.strerror})") from None
     with _alone(folder):
         now = current(folder).name if (folder / "current").exists() else None
         kept = sorted(path.name for path in folder.glob("generation-*") if _NAME.fullmatch(path.name))
@@ -57,24 +67,52 @@ def replace(folder: Path, before: str | None, fill: Callable[[Path], None]) -> s
         number = int(match[1]) + 1 if match else 1
         name = f"generation-{number:06d}-{secrets.token_hex(8)}"
         aside = folder / f"{name}.tmp"
-        aside.mkdir()
-        fill(aside)
-        for path in [*aside.iterdir(), aside]:
-            _to_disk(path)
-        aside.rename(folder / name)
+        try:
+            aside.mkdir()
+            fill(aside)
+            for path in [*aside.iterdir(), aside]:
+                _to_disk(path)
+            aside.rename(folder / name)
+        except OSError as error:
+            raise DataError(f"{folder}: can't be written ({error.strerror}); it is as it was") from None
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)  # what failed; the next sweep sees to what is left
         _to_disk(folder)
         write_whole(folder / "current", name + "\n")
         _to_disk(folder)
-        for path in folder.glob("generation-*"):
-            if path.name != name:
-                shutil.rmtree(path, ignore_errors=True)
     return name
+
+
+def sweep(folder: Path) -> None:
+    """Remove all generations but the one that counts, unless somebody is saving. Raises `DataError` for what can't be
+    removed: it may hold what was deleted from the index."""
+    if not (folder / "current").exists():
+        return
+    try:
+        with _alone(folder, patience_s=0.0):
+            counts = current(folder)
+            for path in folder.glob("generation-*"):
+                if path != counts:
+                    try:
+                        shutil.rmtree(path)
+                    except OSError as error:
+                        raise DataError(
+                            f"{path}: a former state of the index, which may hold what was deleted from it, can't be "
+                            f"removed ({error.strerror}); remove this folder"
+                        ) from None
+    except BusyError:
+        return
 
 
 def _name(folder: Path) -> str:
     try:
         name = (folder / "current").read_text(encoding="ascii").strip()
     except FileNotFoundError:
+        if any(_NAME.fullmatch(path.name) for path in folder.glob("generation-*")):
+            raise DataError(
+                f"{folder}: an index whose first save was not finished, or that lost its file 'current'; "
+                "see what promptfed index add says of it"
+            ) from None
         raise DataError(f"{folder}: no index; make one with promptfed index add") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{folder}: no index can be read here ({type(error).__name__})") from None
@@ -84,10 +122,25 @@ def _name(folder: Path) -> str:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process saves at a time."""
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _alone(folder: Path, patience_s: float | None = None) -> Iterator[None]:
+    """One process saves at a time. Raises `BusyError` where another still does after ``patience_s`` (`PATIENCE_S`)."""
+    patience_s = PATIENCE_S if patience_s is None else patience_s
+    end = time.monotonic() + patience_s
+    try:
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise DataError(f"{folder}: can't be written ({error.strerror})") from None
+    with file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise BusyError(
+                        f"{folder}: another process has been saving for {patience_s:g} s; try again when it is done"
+                    ) from None
+                time.sleep(0.02)
         yield
 
 

@@ -111,9 +111,12 @@ class VectorIndex:
             self._rebuild()
 
     def write(self, path: Path) -> None:
-        """Into one file, without a trace of what was removed."""
+        """Into one file, without a trace of what was removed. Raises `DataError` where it can't be written."""
         self.purge()
-        faiss.write_index(self._empty() if self._index is None else self._index, str(path))
+        try:
+            faiss.write_index(self._empty() if self._index is None else self._index, str(path))
+        except RuntimeError:
+            raise DataError(f"{path}: can't be written; is the disk full?") from None
 
     @classmethod
     def read(cls, path: Path, kind: Kind, *, mapped: bool) -> VectorIndex:

@@ -17,6 +17,8 @@ from promptfed.ledger import Count
 from promptfed.messages.core import Message
 from promptfed.types import FloatArray, IntArray
 
+# The most passages of a query that an owner is asked for.
+MAX_HITS = 10_000
 # What an owner lets an asker see of a passage. Each has those before it.
 Share = Literal["nothing", "scores", "snippets", "documents"]
 SearchMode = Literal["dense", "lexical", "hybrid"]
@@ -55,7 +57,7 @@ class Search(Message):
     (float32, `packed`), one of the two."""
 
     asker: str
-    k: Annotated[int, Field(ge=1, le=10_000)]
+    k: Annotated[int, Field(ge=1, le=MAX_HITS)]
     mode: SearchMode = "dense"
     texts: tuple[str, ...] = ()
     vectors: bytes = b""

@@ -405,7 +405,7 @@ def test_an_index_is_made_searched_and_changed(tmp_path: Path) -> None:
     info = promptfed("index", "info", tmp_path / "index", "--json", *index)
 
     assert json.loads(added.stdout) == {
-        "new": 2, "replaced": 0, "unchanged": 0, "empty": 0, "documents": 2, "passages": 2
+        "new": 2, "replaced": 0, "unchanged": 0, "empty": 0, "removed": 0, "documents": 2, "passages": 2
     }  # fmt: skip
     assert "2 unchanged" in again.stdout
     assert json.loads(found.stdout)["doc_id"] == "leave"
@@ -415,6 +415,18 @@ def test_an_index_is_made_searched_and_changed(tmp_path: Path) -> None:
     assert json.loads(info.stdout) == {
         "documents": 1, "passages": 1, "kind": "flat", "encoder": "static:all-minilm-l6-v2"
     }  # fmt: skip
+
+
+def test_a_row_that_lost_its_text_takes_its_document_out_and_says_so(tmp_path: Path) -> None:
+    index, docs = ("--encoder", "static:all-minilm-l6-v2"), tmp_path / "docs.csv"
+    docs.write_text("id,text\nleave,Staff have thirty days.\nfire,Use the stairs.\n")
+    promptfed("index", "add", tmp_path / "index", docs, *index)
+    docs.write_text("id,text\nleave,\nfire,Use the stairs.\nnew,\n")
+
+    done = promptfed("index", "add", tmp_path / "index", docs, *index)
+
+    assert "2 empty and left out (1 of them had a text before, and are gone)" in done.stdout
+    assert "has 1 documents" in done.stdout
 
 
 def test_a_passage_is_shown_as_text_and_not_obeyed(tmp_path: Path) -> None:
@@ -449,6 +461,8 @@ def test_an_unknown_merge_is_told_before_anybody_is_waited_for(tmp_path: Path) -
         (["index", "add", "{folder}/index", "{folder}/run.toml"], "no column 'id'"),
         (["index", "add", "{folder}/index", "{folder}/none.csv"], "no such file"),
         (["search", "{folder}/run.toml", "x"], "has no [network]"),
+        (["search", "{folder}/run.toml", "x", "--mode", "lexcial"], "'lexcial' is not one of 'dense', 'lexical'"),
+        (["search", "{folder}/run.toml", "x", "--send", "vectors"], "'vectors' is not one of 'text', 'vector'"),
     ],
 )
 def test_what_an_index_can_not_do_exits_with_2(workspace: Path, args: list[str], says: str) -> None:

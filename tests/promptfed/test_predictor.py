@@ -108,9 +108,13 @@ def test_where_the_fm_fails_the_domain_model_still_answers_what_it_is_sure_of(fo
 class Library:
     """Finds the same passages for every query."""
 
-    def __init__(self, *texts: str) -> None:
+    def __init__(self, *texts: str, owners: Sequence[str] = ()) -> None:
         self.queries: list[str] = []
-        self._hits = [Hit(doc_id=f"d{i}", score=1.0 / (i + 1), text=text) for i, text in enumerate(texts)]
+        whose = owners or [""] * len(texts)
+        self._hits = [
+            Hit(doc_id=f"d{i}", score=1.0 / (i + 1), text=text, owner=owner)
+            for i, (text, owner) in enumerate(zip(texts, whose, strict=True))
+        ]
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         self.queries += queries
@@ -149,6 +153,24 @@ def test_a_passage_that_stands_alone_against_two_is_outvoted(folder: Path, tmp_p
 
     assert fm.n_calls == 3 * len(answer.prompts)
     assert answer.label == "positive"
+
+
+def test_a_source_has_one_vote_and_the_whole_budget_however_long_and_many_its_passages_are(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Another client is a source, and so is a document of one's own."""
+    honest = [f"It seems {word}. {'It is what it is. ' * 60}" for word in ("wonderful", "superb")]
+    lie = "It seems boring. " * 80
+    home = without_cascade(folder, tmp_path)
+    theirs = Library(lie, *honest, lie, lie, owners=("liar", "a", "b", "liar", "liar"))
+    for library, n_passages in ((theirs, 5), (Library(lie, *honest), 3)):
+        it, fm = predictor(home, "site0", retriever=library, isolate=True, n_passages=n_passages)
+
+        (answer,) = it.predict(["It seems wonderful."])
+
+        assert fm.n_calls == 3 * len(answer.prompts)
+        assert answer.label == "positive"
+        assert {"d0", "d1", "d2"} == {hit.doc_id for hit in answer.passages}
 
 
 def test_a_budget_of_tokens_keeps_passages_short(folder: Path, tmp_path: Path) -> None:

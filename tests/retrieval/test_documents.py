@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -95,3 +96,30 @@ def test_what_can_not_be_read_is_named_without_its_text(
     with pytest.raises(DataError, match=says) as caught:
         read_documents(path.parent if "/" in name else path)
     assert "canary" not in str(caught.value)
+
+
+def test_a_window_that_does_not_fit_is_halved() -> None:
+    text = "aaaa bb cc dddddd e f"
+
+    parts = [text[start:stop] for start, stop in passages(text, 4, 0, lambda part: len(part) <= 8)]
+
+    assert parts == ["aaaa bb", "cc", "dddddd", "e f"]
+
+
+@pytest.mark.parametrize(("doc_id", "says"), [("", "id is empty"), ("a\udce9.txt", "not text in UTF-8")])
+def test_an_id_that_can_not_be_written_is_refused(doc_id: str, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        Document(doc_id=doc_id, text="x")
+
+
+@pytest.mark.parametrize("metadata", [{("x", "y"): 1}, {"a": {("x", "y"): 1}}, {"a": object()}, {"a": 2**70}])
+def test_metadata_that_could_not_be_read_again_is_refused(metadata: dict[Any, Any]) -> None:
+    with pytest.raises(DataError, match="metadata can't be kept"):
+        _ = Document(doc_id="a", text="x", metadata=metadata).digest
+
+
+def test_ids_and_texts_are_in_two_columns(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("id,text\na,b\n")
+
+    with pytest.raises(DataError, match="can't both be in column 'text'"):
+        read_documents(tmp_path / "d.csv", id_column="text")

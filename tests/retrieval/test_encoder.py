@@ -10,7 +10,9 @@ import pytest
 
 from promptfed.errors import ConfigError
 from promptfed.types import FloatArray
+from retrieval.documents import Document
 from retrieval.encoder import RememberingEncoder, SentenceEncoder
+from retrieval.index import LocalIndex
 from tests.support import WordEncoder
 
 
@@ -26,6 +28,27 @@ def test_vectors_are_unit_vectors_of_384_numbers(minilm: SentenceEncoder) -> Non
     assert vectors.shape == (5, 384)
     assert vectors.dtype == np.float64
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(5), abs=1e-9)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [("", True), ("leave " * 200, True), ("leave " * 254, True), ("leave " * 255, False), ("文" * 300, False)],
+)
+def test_it_knows_what_it_reads_to_its_end(minilm: SentenceEncoder, text: str, fits: bool) -> None:
+    assert minilm.fits(text) == fits
+    if not fits:  # and what it says is so
+        more, less = minilm.encode([text + " judge", text])
+        assert more @ less == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.model
+def test_all_of_a_text_without_spaces_is_found(minilm: SentenceEncoder) -> None:
+    index = LocalIndex(minilm)
+    index.add([Document(doc_id="long", text="文" * 2000 + "法" * 200)])
+
+    assert all(minilm.fits(passage) for passage in index.passages("long"))
+    assert "法" in index.search(["法" * 100], 1)[0][0].text
 
 
 @pytest.mark.model

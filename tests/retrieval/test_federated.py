@@ -574,8 +574,63 @@ def test_no_queries_and_impossible_ones() -> None:
         it.search(["engine"], 0)
     with pytest.raises(ConfigError, match="use send='text'"):
         retriever(owners(), mode="hybrid")
-    with pytest.raises(ConfigError, match="n_ask = 0"):
-        retriever(owners(), n_ask=0)
+    with pytest.raises(ConfigError, match="k = 10001"):
+        it.search(["engine"], 10_001)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"n_ask": 0}, "n_ask = 0"),
+        ({"coverage": 0.0}, "coverage = 0"),
+        ({"coverage": float("nan")}, "coverage = nan"),
+        ({"coverage": 1.5}, "coverage = 1.5"),
+        ({"max_per_owner": 0}, "max_per_owner = 0"),
+        ({"mode": "lexcial", "send": "text"}, "unknown mode 'lexcial'; known: dense, lexical, hybrid"),
+        ({"send": "vectors"}, "unknown send 'vectors'; known: text, vector"),
+    ],
+)
+def test_options_that_can_not_be_are_refused(options: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        retriever(owners(), **options)
+
+
+@pytest.mark.parametrize("more", [{}, {"cross_encoder": ReadAgain(WordEncoder())}])
+def test_as_many_hits_may_be_wanted_as_an_owner_may_be_asked_for(more: Any) -> None:
+    answers = retriever(owners(), **more)[0].ask(["engine"], 10_000)
+
+    assert len(answers.hits[0]) == 3 * 20
+    assert answers.silent == ()
+
+
+def test_an_owner_that_lies_about_its_scores_has_no_more_than_its_share() -> None:
+    parties = owners()
+    lies = Found.of(np.ones((1, 6)), np.arange(6)[None])
+    lying = Saying(parties["law"], Search, lies)
+    shown = Shown(doc_ids=tuple("abcdef"), places=(0,) * 6, texts=tuple(f"lie {i}" for i in range(6)))
+    liar = Saying(lying, Fetch, shown)
+
+    (all_places,) = retriever({**parties, "law": liar}, deadline_s=5.0)[0].search(["engine wheel"], 4)
+    (hits,) = retriever({**parties, "law": liar}, deadline_s=5.0, max_per_owner=1)[0].search(["engine wheel"], 4)
+
+    assert [h.owner for h in all_places] == ["law"] * 4
+    assert sorted(h.owner for h in hits) == ["cars", "law", "sea"]
+
+
+def test_cosines_of_different_encoders_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    it, _ = retriever(two_encoders(), send="text")
+    it.search(["judge"], 1)
+    it.search(["judge"], 1)
+
+    assert caplog.text.count("different encoders (words-100, words-64)") == 1
+    retriever(two_encoders(), send="text", cross_encoder=ReadAgain(WordEncoder()))[0].search(["judge"], 1)
+    retriever(owners())[0].search(["judge"], 1)
+    assert caplog.text.count("different encoders") == 1
+
+
+@pytest.mark.parametrize("send", ["text", "vector"])
+def test_half_a_character_may_be_asked_for(send: Any) -> None:
+    assert retriever(owners(), send=send)[0].search(["engine \udce9"], 1)[0][0].owner == "cars"
 
 
 @pytest.mark.parametrize("mode", ["lexical", "hybrid"])

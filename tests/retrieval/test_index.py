@@ -118,7 +118,7 @@ def test_adding_again_changes_nothing_and_another_text_replaces() -> None:
 def test_a_document_that_lost_its_text_is_gone() -> None:
     index = made()
 
-    assert index.add([Document(doc_id="pay", text="")]) == Added(empty=1)
+    assert index.add([Document(doc_id="pay", text="")]) == Added(empty=1, removed=1)
 
     assert "pay" not in index
     assert len(index) == 2
@@ -341,7 +341,7 @@ def test_a_vector_of_another_dimension_is_refused() -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "current").unlink(), "no index; make one"),
+        (lambda f: (f / "current").unlink(), "lost its file 'current'"),
         (lambda f: (f / "current").write_text("generation-999999"), "names no generation"),
         (lambda f: (f / "current").write_text("../elsewhere"), "names no generation"),
         (lambda f: (generation(f) / "manifest.json").write_text("{"), "not the manifest"),
@@ -486,6 +486,137 @@ def test_a_folder_replaced_while_it_is_read_is_read_again(tmp_path: Path, monkey
             other.save(tmp_path)
         return found
 
+    monkeypatch.setattr(index_module.store, "sweep", lambda _: None)  # which asks for the current one too
     monkeypatch.setattr(index_module.store, "current", replaced_meanwhile)
 
     assert LocalIndex.open(tmp_path, WordEncoder()).doc_ids == ("leave", "pay")
+
+
+class ShortReader(WordEncoder):
+    """Reads three words and no more."""
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        return super().encode([" ".join(text.split()[:3]) for text in texts])
+
+    def fits(self, text: str) -> bool:
+        return len(text.split()) <= 3
+
+
+def test_what_the_encoder_would_not_read_to_its_end_is_cut_until_it_does(caplog: pytest.LogCaptureFixture) -> None:
+    index = LocalIndex(ShortReader())
+    index.add([Document(doc_id="a", text="one two three four five six seven eight nine")])
+
+    assert " ".join(index.passages("a")) == "one two three four five six seven eight nine"
+    assert all(len(passage.split()) <= 3 for passage in index.passages("a"))
+    assert index.search(["nine"], 1)[0][0].text.endswith("nine")
+    assert caplog.text == ""
+    LocalIndex(ShortReader(), passage_words=None).add([Document(doc_id="a", text="one two three canary")])
+    assert "longer than words-64 reads" in caplog.text
+    assert "canary" not in caplog.text
+
+
+def test_another_encoder_of_the_same_name_is_found_out_when_it_is_used(tmp_path: Path) -> None:
+    class Turned(WordEncoder):
+        def encode(self, texts: Sequence[str]) -> FloatArray:
+            return super().encode(texts)[:, ::-1]
+
+    class Longer(WordEncoder):
+        def __init__(self) -> None:
+            super().__init__(100)
+
+    made().save(tmp_path)
+
+    for other in (Turned(), Longer()):
+        index = LocalIndex.open(tmp_path, other)
+        assert len(index) == 3  # what needs no vector goes on
+        with pytest.raises(ConfigError, match="is another than the one that this index was made with"):
+            index.search(["leave"], 1)
+        with pytest.raises(ConfigError, match="is another"):
+            index.add([Document(doc_id="new", text="new")])
+    assert LocalIndex.open(tmp_path, WordEncoder()).search(["leave"], 1)[0][0].doc_id == "leave"
+
+
+def test_vectors_that_are_none_are_refused() -> None:
+    class Broken(WordEncoder):
+        def encode(self, texts: Sequence[str]) -> FloatArray:
+            return super().encode(texts) * (np.nan if "bad" in texts else 1.0)
+
+    index = LocalIndex(Broken())
+    with pytest.raises(ConfigError, match="not of finite numbers"):
+        index.add([Document(doc_id="a", text="bad")])
+    assert len(index) == 0
+
+
+def test_half_a_character_may_be_looked_for() -> None:
+    assert made().search(["leave \udce9"], 1)[0][0].doc_id == "leave"
+
+
+def test_what_a_killed_save_left_behind_goes_when_the_index_is_opened(tmp_path: Path) -> None:
+    made().save(tmp_path)
+    for name in ("generation-000001-0123456789abcdef", "generation-000009-0123456789abcdef.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "texts.bin").write_bytes(b"deleted long ago")
+
+    LocalIndex.open(tmp_path, WordEncoder())
+
+    assert list(tmp_path.glob("generation-*")) == [generation(tmp_path)]
+
+
+def test_what_can_not_be_removed_is_named_and_the_save_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = made()
+    index.save(tmp_path)
+    index.delete(["pay"])
+
+    def denied(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(index_module.store.shutil, "rmtree", denied)
+
+    with pytest.raises(DataError, match="may hold what was deleted from it, can't be removed"):
+        index.save(tmp_path)
+
+    assert LocalIndex.open(tmp_path, WordEncoder()).doc_ids == ("leave", "fire")
+    assert "can't be removed" in caplog.text
+    monkeypatch.undo()
+    index.add([PAY])
+    index.save(tmp_path)
+    assert list(tmp_path.glob("generation-*")) == [generation(tmp_path)]
+
+
+def test_a_save_that_fails_leaves_the_folder_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = made()
+    index.save(tmp_path)
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    index.delete(["pay"])
+
+    def full(*_: object) -> None:
+        raise RuntimeError("Error in faiss: write error")
+
+    monkeypatch.setattr(vectors.faiss, "write_index", full)
+
+    with pytest.raises(DataError, match="can't be written; is the disk full"):
+        index.save(tmp_path)
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+    monkeypatch.undo()
+    index.save(tmp_path)
+    assert LocalIndex.open(tmp_path, WordEncoder()).doc_ids == ("leave", "fire")
+
+
+def test_a_folder_that_can_not_be_made_or_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+
+    with pytest.raises(DataError, match="can't be made"):
+        made().save(tmp_path / "file" / "index")
+
+
+def test_a_save_waits_for_another_and_says_so_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = made()
+    index.save(tmp_path)
+    with index_module.store._alone(tmp_path):
+        monkeypatch.setattr(index_module.store, "PATIENCE_S", 0.1)
+        with pytest.raises(DataError, match=r"another process has been saving for 0.1 s"):
+            index.save(tmp_path)
+        assert LocalIndex.open(tmp_path, WordEncoder()).doc_ids == ("leave", "pay", "fire")

@@ -13,6 +13,7 @@ from langchain_core.vectorstores import VectorStore
 from langchain_tests.integration_tests import RetrieversIntegrationTests, VectorStoreIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
+from promptfed.errors import ConfigError
 from promptfed.federation.inprocess import InProcessTransport
 from retrieval.documents import Document as Kept
 from retrieval.federated import FederatedRetriever
@@ -157,3 +158,30 @@ def test_a_stores_own_embeddings_come_back() -> None:
 
     assert IndexVectorStore.from_texts(["a"], fake).embeddings is fake
     assert isinstance(IndexVectorStore(index("cars")).embeddings, EncoderEmbeddings)
+
+
+def test_a_filter_that_would_not_be_kept_to_is_refused() -> None:
+    store = IndexVectorStore(index("cars"))
+
+    for search in (store.similarity_search, store.max_marginal_relevance_search):
+        with pytest.raises(ConfigError, match="got 'filter'"):
+            search("engine", filter={"tenant": "a"})
+    with pytest.raises(ConfigError, match="got 'filter'"):
+        store.similarity_search_by_vector([1.0] * 64, filter={"tenant": "a"})
+    assert store.similarity_search("engine", k=1, mode="lexical")[0].id == "cars0"
+
+
+def test_blank_texts_have_no_id() -> None:
+    store = IndexVectorStore(index("cars"))
+
+    assert store.add_texts(["", "a door"], ids=["cars0", "new"]) == ["new"]
+    assert [d.id for d in store.get_by_ids(["cars0", "new"])] == ["new"]
+
+
+def test_an_encoder_is_called_after_its_model() -> None:
+    class Named(DeterministicFakeEmbedding):
+        model: str = "small-1"
+
+    assert EmbeddingsEncoder(Named(size=8)).encoder_id == "langchain:Named:small-1"
+    assert EmbeddingsEncoder(DeterministicFakeEmbedding(size=8)).encoder_id == "langchain:DeterministicFakeEmbedding"
+    assert EmbeddingsEncoder(Named(size=8), "mine").encoder_id == "mine"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from promptfed.errors import ConfigError, RunError
+from promptfed.errors import ConfigError, DataError, RunError
 from promptfed.messages import Failed, Join, Task, decode_reply, encode
 from promptfed.messages.methods import packed, unpacked
 from promptfed.messages.retrieval import Describe, Fetch, Found, Search, Shown, TaskBody
@@ -332,6 +332,7 @@ def test_failures_are_told_to_the_owner_without_a_text(caplog: pytest.LogCapture
     ("options", "says"),
     [
         ({"epsilon": 10.0}, "more than max_epsilon = 8"),
+        ({"max_epsilon": math.nan}, "more than max_epsilon = nan"),
         ({"epsilon": 0.0}, "epsilon = 0"),
         ({"delta": 1.0}, "delta = 1"),
         ({"snippet_words": 0}, "snippet_words = 0"),
@@ -380,7 +381,7 @@ def test_found_of_wrong_sizes_is_no_message() -> None:
 
 def test_an_asker_has_so_many_queries_and_gets_them_back_over_an_hour() -> None:
     now = [0.0]
-    it = owner(Policy(hourly_queries=4), clock=lambda: now[0])
+    it = owner(Policy(hourly_queries=4, askers={"east": "scores"}), clock=lambda: now[0])
 
     def answered(asker: str, n: int) -> bool:
         return isinstance(asked(it, Search(asker=asker, k=1, texts=("leave",) * n))[0], Found)
@@ -389,7 +390,8 @@ def test_an_asker_has_so_many_queries_and_gets_them_back_over_an_hour() -> None:
     assert not answered("south", 2)  # one is left, and stays
     assert answered("south", 1)
     assert not answered("south", 1)
-    assert answered("east", 4)  # another asker has its own
+    assert not answered("somebody-else", 1)  # another name is no way around it
+    assert answered("east", 4)  # who has a name in the policy has its own
     now[0] = 1800.0
     assert not answered("south", 3)
     assert answered("south", 2)
@@ -398,10 +400,53 @@ def test_an_asker_has_so_many_queries_and_gets_them_back_over_an_hour() -> None:
     assert not answered("south", 1)
 
 
-def test_the_queries_of_many_askers_are_not_counted_for_ever() -> None:
-    it = owner(Policy(hourly_queries=1))
+def test_releases_at_two_scales_do_not_share_their_noise(tmp_path: Path) -> None:
+    """Otherwise two sums, as a lost ledger leads to, would give away the sum without noise."""
+    noises = []
+    exact = centroid_of(owner(Policy(epsilon=math.inf)).release())
+    for epsilon in (8.0, 1.0):
+        made = owner(Policy(epsilon=epsilon), folder=tmp_path).release()
+        noises.append((centroid_of(made) - exact) / made.noise_multiplier)
+        (tmp_path / "released.json").unlink()
 
-    for number in range(ASKERS + 5):
-        it.answer(Search(asker=f"asker-{number}", k=1, texts=("leave",)))
+    assert abs(float(np.corrcoef(*noises)[0, 1])) < 0.5
 
-    assert len(it._left) == ASKERS
+
+def test_a_policy_that_asks_for_more_privacy_holds_back_what_was_released(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for before in (Policy(epsilon=math.inf), Policy(epsilon=8.0)):
+        folder = tmp_path / f"{before.epsilon}"
+        owner(before, folder=folder).release()
+        it = owner(Policy(epsilon=1.0, max_epsilon=9.0), folder=folder)
+        it.prepare()
+
+        assert asked(it, Describe(asker="south"))[0].centroid == b""
+        assert "the policy asks for an epsilon of 1" in caplog.text
+        assert asked(owner(before, folder=folder), Describe(asker="south"))[0].centroid
+        caplog.clear()
+    assert it.release().epsilon == 1.0
+    assert asked(it, Describe(asker="south"))[0].centroid
+
+
+def test_an_owner_is_told_that_its_documents_have_changed_since(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="promptfed.retrieval")
+    it = owner(folder=tmp_path)
+    it.prepare()
+    owner(folder=tmp_path).prepare()
+    assert caplog.text == ""
+    it.index.add([Document(doc_id="new", text="something new")])
+
+    IndexOwner("north", it.index, folder=tmp_path).prepare()
+
+    assert "the documents have changed since the centroid was released" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"releases": [], "last": {"centroid": "zz"}}', "[1]"])
+def test_a_ledger_that_can_not_be_read_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "released.json").write_text(content)
+
+    with pytest.raises(DataError, match=r"released.json: what was released of this index can't be read"):
+        owner(folder=tmp_path).prepare()
