@@ -67,6 +67,9 @@ class KeptEncoder:
             with np.load(path) as kept:
                 self._known = dict(zip(kept["keys"].tolist(), kept["vectors"].astype(np.float64), strict=True))
 
+    def fits(self, text: str) -> bool:
+        return bool(getattr(self._inner, "fits", lambda _: True)(text))
+
     def encode(self, texts: Sequence[str]) -> FloatArray:
         keys = [hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._known}
