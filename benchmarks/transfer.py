@@ -6,7 +6,7 @@
 - ``labelsN`` (Setting 1): N labelled texts a client, the others unlabelled; 1,000 calls of tuning, then 1,500 in which
   the FM teaches; without any label, a prompt by hand teaches. ``labels32-shuffled``: the same, but what the FM says of
   an unlabelled or public text is what it says of another; ``labels32-random``: the domain models read random vectors;
-  ``labels32-alone``: as many calls without domain models, all of them into tuning.
+  ``labels32-alone``: as many calls without domain models, all of them into tuning; ``labels32-turns``: by `co_tune`.
 - ``prompts`` and ``prompts-without`` (Setting 2): 500 calls, with and without the domain models' votes;
   ``topics-contrasts`` and ``topics``: 1,000 calls, with and without exemplars for labels that they confuse.
 - ``turns`` (Setting 3): all labels, `co_tune` for 2,500 calls.
@@ -50,6 +50,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "labels32-shuffled": {"data.max_labels": 32, **FEW},
     "labels32-random": {"data.max_labels": 32, **FEW},
     "labels32-alone": {"data.max_labels": 32, "budget.max_fm_calls": 2500, "method.options.domain_votes": False},
+    "labels32-turns": {"data.max_labels": 32, "budget.max_fm_calls": 2500, "method.name": "co_tune"},
     "labels128": {"data.max_labels": 128, **FEW},
     "prompts": {"budget.max_fm_calls": 500},
     "prompts-without": {"budget.max_fm_calls": 500, "method.options.domain_votes": False},
@@ -62,6 +63,7 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
 PAIRS = (
     *((f"labels{n}", "dm_distilled", "dm_local") for n in (0, 8, 32, 128)),
     *(("labels32", "fm_dm", less) for less in ("fm", "dm_local", "dm_distilled")),
+    ("labels32-turns", "fm_dm", "fm"),
     ("labels32-shuffled", "dm_distilled", "dm_local"),
     *((f"labels32-{control}", "fm_dm", "fm") for control in ("shuffled", "random")),
     *(("all", "fm_dm", less) for less in ("fm", "dm_local")),
@@ -73,6 +75,7 @@ AGAINST = (
     ("topics-contrasts", "topics"),
     ("turns", "all"),
     ("labels32", "labels32-alone"),
+    ("labels32-turns", "labels32-alone"),
 )
 ARMS = ("fm", "fm_single", "fm_dm", "dm_local", "dm_distilled", "cascade")
 
