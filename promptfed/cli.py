@@ -252,7 +252,7 @@ def predict_command(
         int | None, typer.Option("--passages", min=1, help="Passages a text, with --index; 3 by default.")
     ] = None,
     isolate: Annotated[
-        bool, typer.Option("--isolate", help="With --index: a prompt for each passage, and they vote.")
+        bool, typer.Option("--isolate", help="With --index: a prompt for each document found, and they vote.")
     ] = False,
 ) -> None:
     """Label texts, or answer them: lines in, one JSON object a line out, in order; of a blank line it says null.

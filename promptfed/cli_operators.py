@@ -109,7 +109,7 @@ def client_command(
         typer.Option("--max-centroid-epsilon", help="What all its releases may cost together; one release by default."),
     ] = None,
     renew_centroid: Annotated[
-        bool, typer.Option("--renew-centroid", help="Release a new centroid, of the index as it is now.")
+        bool, typer.Option("--renew-centroid", help="Release a new centroid if the documents have changed.")
     ] = False,
 ) -> None:
     """Take part in a federation with texts that stay here. Runs until it is stopped."""

@@ -79,7 +79,7 @@ def search(
 
     async def ask(place: Path) -> Answers:
         flower, ids = FlowerTransport(listening(network), place), sorted(network.clients)
-        retriever = FederatedRetriever(flower, ids, encoder, **options)  # refuses its options before anybody waits
+        FederatedRetriever(flower, ids, encoder, **options)  # refuses its options before anybody waits
         async with flower:
             try:
                 await flower.wait_for_clients(ids, wait_s)
@@ -87,7 +87,9 @@ def search(
                 if not flower.clients:
                     raise
                 log.warning("%s", error)
-            return await retriever.aask(queries, k)
+            here = flower.clients & set(ids)
+            answers = await FederatedRetriever(flower, sorted(here), encoder, **options).aask(queries, k)
+            return replace(answers, silent=tuple(sorted({*answers.silent} | (set(ids) - here))))
 
     if folder is not None:
         return run_sync(ask(folder))

@@ -66,9 +66,7 @@ def join_federation(
         owner = None
         if index is not None:
             owner = IndexOwner(client_id, LocalIndex.open(index, reader), policy, folder=folder / "index")
-            if renew_centroid:
-                owner.release()
-            owner.prepare()
+            owner.prepare(renew=renew_centroid)
         host = ClientHost(
             client_id,
             training,

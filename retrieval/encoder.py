@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -42,6 +44,8 @@ class SentenceEncoder:
     def __init__(self, name: str = "all-minilm-l6-v2") -> None:
         self._name = name
         self._model: Any = None
+        self._tokenizer: Any = None
+        self._counting = threading.Lock()
 
     @property
     def encoder_id(self) -> str:
@@ -57,11 +61,13 @@ class SentenceEncoder:
 
     def fits(self, text: str) -> bool:
         """Whether it reads ``text`` to its end: what is longer than the model reads is cut off."""
-        model = self._load()
-        limit = model.max_seq_length
-        if limit is None or len(text) <= limit - 2:  # no token is shorter than a character; two are the model's own
+        limit = self._load().max_seq_length
+        if limit is None or (len(text) <= limit - 2 and text.isascii()):  # a letter is a token at most; two are added
             return True
-        return len(model.tokenizer(text, truncation=False, verbose=False)["input_ids"]) <= int(limit)
+        with self._counting:
+            if self._tokenizer is None:  # a copy: to count without an end changes what `encode` cuts off
+                self._tokenizer = copy.deepcopy(self._load().tokenizer)
+            return len(self._tokenizer(text, truncation=False, verbose=False)["input_ids"]) <= int(limit)
 
     def _load(self) -> Any:
         if self._model is None:

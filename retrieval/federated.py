@@ -292,6 +292,8 @@ class FederatedRetriever:
         More is asked for where doubles, or owners that fell silent, left a query with fewer than it should have.
         """
         owners = list(shares)
+        if self._max_per_owner is not None:
+            merged = _best_of_each(merged, self._max_per_owner + SPARE)
         flat, numbers = merged.reshape(len(merged), -1), passages.reshape(len(merged), -1)
         order = np.argsort(-flat, axis=1, kind="stable")
         n_there = np.isfinite(flat).sum(axis=1)
@@ -370,6 +372,13 @@ class FederatedRetriever:
         """Owners that gave no answer are asked in every search, but hold up the second, fourth, eighth of them only."""
         n = self._n_silent[owner]
         return n & (n + 1) == 0
+
+
+def _best_of_each(merged: FloatArray, n: int) -> FloatArray:
+    """Scores (n queries, C, k) without all but the ``n`` best of each owner."""
+    out = merged.copy()
+    np.put_along_axis(out, np.argsort(-merged, axis=2, kind="stable")[:, :, n:], -np.inf, axis=2)
+    return out
 
 
 def _cut(order: IntArray, stops: IntArray) -> list[IntArray]:

@@ -15,6 +15,7 @@ In its folder (`retrieval.store`) a generation has
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import mmap
@@ -123,6 +124,12 @@ class LocalIndex:
     def doc_ids(self) -> tuple[str, ...]:
         """In the order in which they came."""
         return tuple(self._documents)
+
+    @property
+    def fingerprint(self) -> str:
+        """Another for other documents, whatever their order."""
+        digests = sorted(entry.digest for entry in self._documents.values())
+        return hashlib.sha256(b"".join(digests)).hexdigest()
 
     @property
     def kind(self) -> Kind:
@@ -291,8 +298,9 @@ class LocalIndex:
             if self._vectors is not None:
                 self._vectors = self._writable().grown(self.kind)
             before = self._generation if place == self._place else None
-            self._generation, self._place = store.replace(folder, before, self._fill), place
-            store.sweep(folder)
+            (self._generation, wrong), self._place = store.replace(folder, before, self._fill), place
+            if wrong is not None:
+                raise wrong
 
     @classmethod
     def open(cls, folder: Path, encoder: Encoder) -> LocalIndex:
@@ -402,18 +410,29 @@ class LocalIndex:
         fits: Callable[[str], bool] | None = getattr(self.encoder, "fits", None)
         return fits is None or fits(_utf8(text).decode("utf-8"))
 
-    def _encode(self, texts: Sequence[str]) -> VectorArray:
-        """Raises `ConfigError` where the encoder is not the one of the index, and for what is no vector."""
-        if self._probe is None or not self._is_probed:
+    def check_encoder(self) -> None:
+        """Raises `ConfigError` where the encoder has the name of the one that the index was made with, and is another.
+        It is checked before it is first used too."""
+        with self._lock:
+            if self._probe is not None and self._is_probed:
+                return
             probe = self.encoder.encode([PROBE])[0].astype(np.float32)
             was = probe if self._probe is None else self._probe
-            lengths = float(np.linalg.norm(was) * np.linalg.norm(probe))
-            if was.shape != probe.shape or float(was @ probe) < PROBE_COSINE * lengths:
+            is_same = was.shape == probe.shape and _cosine(was, probe) >= PROBE_COSINE
+            if self._probe is None and self._owners and self._vectors is not None:  # of before there were probes
+                vector = self.encoder.encode([self._passage(*next(iter(self._owners.values())))]).astype(np.float32)
+                is_same = vector.shape[1] == self._vectors.dimension
+                is_same = is_same and float(self._vectors.search(vector, 1)[0][0, 0]) >= PROBE_COSINE
+            if not is_same:
                 raise ConfigError(
                     f"the encoder that is called {self.encoder.encoder_id!r} now is another than the one that this "
                     "index was made with: open it with that one, or add its documents to a new index"
                 )
             self._probe, self._is_probed = was, True
+
+    def _encode(self, texts: Sequence[str]) -> VectorArray:
+        """Raises `ConfigError` as `check_encoder` does, and for what is no vector."""
+        self.check_encoder()
         vectors = self.encoder.encode(texts).astype(np.float32)
         if not np.isfinite(vectors).all():
             raise ConfigError(f"encoder {self.encoder.encoder_id!r} gave vectors that are not of finite numbers")
@@ -437,6 +456,10 @@ class LocalIndex:
                 np.fromiter(self._owners, np.int64, len(self._owners)),
             )
         return self._lexical.search(query, k)
+
+
+def _cosine(a: VectorArray, b: VectorArray) -> float:
+    return float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12)
 
 
 def _utf8(text: str) -> bytes:

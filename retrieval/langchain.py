@@ -175,6 +175,7 @@ class PromptfedRetriever(BaseRetriever):
         run_manager: CallbackManagerForRetrieverRun,  # noqa: ARG002
         **kwargs: Any,
     ) -> list[Document]:
+        _known(kwargs, "k")
         (hits,) = self.retriever.search([query], kwargs.get("k", self.k))
         return [_passage(hit, with_score=True) for hit in hits]
 
@@ -185,6 +186,7 @@ class PromptfedRetriever(BaseRetriever):
         run_manager: AsyncCallbackManagerForRetrieverRun,  # noqa: ARG002
         **kwargs: Any,
     ) -> list[Document]:
+        _known(kwargs, "k")
         k = kwargs.get("k", self.k)
         search = getattr(self.retriever, "asearch", None)
         (hits,) = await search([query], k) if search else await run_in_executor(None, self.retriever.search, [query], k)

@@ -12,7 +12,9 @@ import numpy as np
 
 from promptfed.types import FloatArray, IntArray
 
-_TOKEN = re.compile(r"\w+")
+# Vowels and tones that stand above, below or beside a letter are of its word; \w has the letters only.
+_MARKS = "".join(c for c in map(chr, range(0x300, 0x1_2000)) if unicodedata.category(c) in ("Mn", "Mc"))
+_TOKEN = re.compile(rf"\w[\w{_MARKS}]*")
 # Runs of scripts that put no space between words: Thai to Lao, Myanmar, Khmer, Japanese, Chinese.
 _SPACELESS = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"

@@ -19,7 +19,7 @@ import secrets
 import threading
 import time
 from collections import ChainMap, OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,10 +35,9 @@ from promptfed.messages.methods import packed
 from promptfed.messages.retrieval import Describe, Described, Fetch, Found, ReplyBody, Search, Share, Shown, TaskBody
 from promptfed.privacy.accounting import in_all, noise_multiplier_for
 from promptfed.privacy.secret import Secret
-from promptfed.types import FloatArray, IntArray
+from promptfed.types import IntArray
 from retrieval.documents import passages
 from retrieval.index import LocalIndex
-from retrieval.vectors import VectorArray
 
 log = logging.getLogger("promptfed.retrieval")
 
@@ -179,12 +178,13 @@ class IndexOwner:
                     f"max_epsilon = {policy.max_epsilon:g} are spent"
                 )
             noise = noise_multiplier_for(policy.epsilon, policy.delta, n_compositions=1)
+            self.index.check_encoder()
             vectors, ids = self.index.document_vectors()
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
             total = (vectors / np.maximum(lengths, 1.0)).sum(axis=0, dtype=np.float64)
             if self._secret is None:
                 self._secret = Secret.kept_in(self._folder)
-            content = _content(vectors, ids)
+            content = hashlib.sha256(np.ascontiguousarray(vectors).tobytes() + repr(ids).encode()).hexdigest()
             # Other noise for each release, and for each scale of it: two sums under the same noise at two scales, as a
             # lost ledger would lead to, would give the sum itself away.
             purpose = ("centroid", str(len(self._kept())), content, repr((policy.epsilon, policy.delta, noise)))
@@ -199,23 +199,27 @@ class IndexOwner:
                 epsilon=policy.epsilon if noise else 0.0,
                 delta=policy.delta if noise else 0.0,
             )
-            self._keep(made, content)
+            self._keep(made)
             return made
 
-    def prepare(self) -> None:
+    def prepare(self, *, renew: bool = False) -> None:
         """Make the first centroid, if there is to be one, before anybody waits for it: to find how much noise it takes
-        costs a second. Tells the owner where the one that was released is not given out, or is of other documents."""
+        costs a second. With ``renew``, make another where the one that was released is not given out any more, or is of
+        other documents; without, tell the owner. Raises as `release`, and `ConfigError` for another encoder than the
+        index was made with."""
+        self.index.check_encoder()
         shared = {self.policy.shares, *self.policy.askers.values()} - {"nothing"}
         if self.policy.epsilon is None or not shared:
             return
         with self._lock:
             releases = self._kept()
-            if self._described is None:
+            why = "" if self._described is None else self._withheld(self._described)
+            if not why and releases and releases[-1]["documents"] not in ("", self.index.fingerprint):
+                why = "its documents have changed since its centroid was released"
+            if self._described is None or (renew and why):
                 self.release()
-            elif why := self._withheld(self._described):
+            elif why:
                 log.warning("%s: %s", self.owner_id, why)
-            elif releases[-1].get("content") != _content(*self.index.document_vectors()):
-                log.info("%s: the documents have changed since the centroid was released", self.owner_id)
 
     # ------------------------------------------------------------ tasks
 
@@ -325,20 +329,27 @@ class IndexOwner:
             try:
                 record = json.loads(path.read_text(encoding="utf-8"))
                 last = record["last"]
-                self._described = Described(
+                described = Described(
                     **{**last, "accepts": tuple(last["accepts"]), "centroid": bytes.fromhex(last["centroid"])}
                 )
-                self._releases = record["releases"]
-            except (ValueError, KeyError, TypeError) as error:
+                releases = [
+                    {"epsilon": float(r["epsilon"]), "delta": float(r["delta"]), "documents": r.get("documents", "")}
+                    for r in record["releases"]
+                ]
+                if not releases:
+                    raise ValueError("a centroid that nothing was paid for")
+                self._described, self._releases = described, releases
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(
                     f"{path}: what was released of this index can't be read ({type(error).__name__}); restore the file "
                     "from a copy. Without it, what another centroid costs is not known"
                 ) from None
         return self._releases
 
-    def _keep(self, made: Described, content: str) -> None:
+    def _keep(self, made: Described) -> None:
         """On the disk before it is known to anybody: what was not written was not released."""
-        releases = [*self._kept(), {"epsilon": made.epsilon or math.inf, "delta": made.delta, "content": content}]
+        paid = {"epsilon": made.epsilon or math.inf, "delta": made.delta, "documents": self.index.fingerprint}
+        releases = [*self._kept(), paid]
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             described = {name: getattr(made, name) for name in Described.__dataclass_fields__}
@@ -349,8 +360,3 @@ class IndexOwner:
     @property
     def _path(self) -> Path | None:
         return self._folder / "released.json" if self._folder is not None else None
-
-
-def _content(vectors: FloatArray | VectorArray, ids: Sequence[str]) -> str:
-    """Another for other documents."""
-    return hashlib.sha256(np.ascontiguousarray(vectors).tobytes() + repr(list(ids)).encode()).hexdigest()

@@ -42,8 +42,9 @@ def current(folder: Path) -> Path:
             raise DataError(f"{folder}: its file 'current' names no generation that is there; restore it from a copy")
 
 
-def replace(folder: Path, before: str | None, fill: Callable[[Path], None]) -> str:
-    """Write a new generation with ``fill`` and make it count; returns its name, which no other generation has.
+def replace(folder: Path, before: str | None, fill: Callable[[Path], None]) -> tuple[str, DataError | None]:
+    """Write a new generation with ``fill``, make it count, and remove all others. Returns its name, which no other
+    generation has, and what is wrong where one of the others could not be removed.
 
     ``before`` is the name of the generation that it grew from, None for a new index. Raises `DataError`, and writes
     nothing, where another one counts by now, or where the folder holds generations and no word which one counts.
@@ -73,35 +74,42 @@ def replace(folder: Path, before: str | None, fill: Callable[[Path], None]) -> s
             for path in [*aside.iterdir(), aside]:
                 _to_disk(path)
             aside.rename(folder / name)
-        except OSError as error:
-            raise DataError(f"{folder}: can't be written ({error.strerror}); it is as it was") from None
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)  # what failed; the next sweep sees to what is left
+            _to_disk(folder)
+            write_whole(folder / "current", name + "\n")
+        except BaseException as error:
+            for path in (aside, folder / name):  # what is left of it, the next sweep sees to
+                shutil.rmtree(path, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise DataError(f"{folder}: can't be written ({error.strerror}); it is as it was") from None
+            raise
         _to_disk(folder)
-        write_whole(folder / "current", name + "\n")
-        _to_disk(folder)
-    return name
+        return name, _remove_others(folder, name)
 
 
 def sweep(folder: Path) -> None:
-    """Remove all generations but the one that counts, unless somebody is saving. Raises `DataError` for what can't be
-    removed: it may hold what was deleted from the index."""
+    """Remove what processes that were killed left beside the generation that counts, unless somebody is saving, who
+    does the same. Raises `DataError` for what can't be removed."""
     if not (folder / "current").exists():
         return
     try:
         with _alone(folder, patience_s=0.0):
-            counts = current(folder)
-            for path in folder.glob("generation-*"):
-                if path != counts:
-                    try:
-                        shutil.rmtree(path)
-                    except OSError as error:
-                        raise DataError(
-                            f"{path}: a former state of the index, which may hold what was deleted from it, can't be "
-                            f"removed ({error.strerror}); remove this folder"
-                        ) from None
+            if wrong := _remove_others(folder, current(folder).name):
+                raise wrong
     except BusyError:
         return
+
+
+def _remove_others(folder: Path, name: str) -> DataError | None:
+    for path in folder.glob("generation-*"):
+        if path.name != name:
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                return DataError(
+                    f"{path}: a former state of the index, which may hold what was deleted from it, can't be removed "
+                    f"({error.strerror}); remove this folder"
+                )
+    return None
 
 
 def _name(folder: Path) -> str:
@@ -141,6 +149,8 @@ def _alone(folder: Path, patience_s: float | None = None) -> Iterator[None]:
                         f"{folder}: another process has been saving for {patience_s:g} s; try again when it is done"
                     ) from None
                 time.sleep(0.02)
+            except OSError as error:
+                raise DataError(f"{folder}: can't be locked ({error.strerror}); use another file system") from None
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +34,32 @@ def test_vectors_are_unit_vectors_of_384_numbers(minilm: SentenceEncoder) -> Non
 @pytest.mark.model
 @pytest.mark.parametrize(
     ("text", "fits"),
-    [("", True), ("leave " * 200, True), ("leave " * 254, True), ("leave " * 255, False), ("文" * 300, False)],
+    [
+        ("", True),
+        ("leave " * 200, True),
+        ("leave " * 254, True),
+        ("leave " * 255, False),
+        ("文" * 300, False),
+        ("\uac11 " * 120, False),
+    ],
 )
 def test_it_knows_what_it_reads_to_its_end(minilm: SentenceEncoder, text: str, fits: bool) -> None:
     assert minilm.fits(text) == fits
     if not fits:  # and what it says is so
         more, less = minilm.encode([text + " judge", text])
         assert more @ less == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.model
+def test_to_count_does_not_change_what_others_read_meanwhile(minilm: SentenceEncoder) -> None:
+    long = "word " * 400
+    expected = minilm.encode([long])[0]
+    with ThreadPoolExecutor(2) as threads:
+        counted = [threads.submit(minilm.fits, long) for _ in range(400)]
+        read = [threads.submit(minilm.encode, [long]) for _ in range(20)]
+
+    assert not any(c.result() for c in counted)
+    assert min(float(r.result()[0] @ expected) for r in read) > 0.9999
 
 
 @pytest.mark.model

@@ -330,7 +330,7 @@ class Slow:
 
 
 class Saying:
-    """Answers with a body of its own to tasks of a kind."""
+    """Answers with a body of its own, or what it makes of the task, to tasks of a kind."""
 
     def __init__(self, inner: IndexOwner, kind: type, body: Any) -> None:
         self._inner, self._kind, self._body = inner, kind, body
@@ -342,7 +342,8 @@ class Saying:
                 raise self._body
             if isinstance(self._body, bytes):
                 return self._body
-            reply = Reply(round=reply.round, client_id=reply.client_id, usage=reply.usage, body=self._body)
+            body = self._body(decode_task(data).body) if callable(self._body) else self._body
+            reply = Reply(round=reply.round, client_id=reply.client_id, usage=reply.usage, body=body)
         return encode(reply)
 
 
@@ -607,7 +608,11 @@ def test_an_owner_that_lies_about_its_scores_has_no_more_than_its_share() -> Non
     parties = owners()
     lies = Found.of(np.ones((1, 6)), np.arange(6)[None])
     lying = Saying(parties["law"], Search, lies)
-    shown = Shown(doc_ids=tuple("abcdef"), places=(0,) * 6, texts=tuple(f"lie {i}" for i in range(6)))
+
+    def shown(task: Fetch) -> Shown:
+        names = tuple(f"lie {number}" for number in task.passages)
+        return Shown(doc_ids=names, places=(0,) * len(names), texts=names)
+
     liar = Saying(lying, Fetch, shown)
 
     (all_places,) = retriever({**parties, "law": liar}, deadline_s=5.0)[0].search(["engine wheel"], 4)
@@ -649,3 +654,25 @@ def test_searches_at_the_same_time_do_not_mix() -> None:
     one, other = asyncio.run(both())
 
     assert (one[0][0].owner, other[0][0].owner) == ("law", "sea")
+
+
+def test_with_a_share_for_each_owner_no_more_of_it_is_shown_than_may_be_wanted() -> None:
+    it, wire = retriever(owners(), max_per_owner=1)
+
+    (hits,) = it.search(["engine judge ship"], 10)
+
+    assert sorted(h.owner for h in hits) == sorted(TOPICS)
+    shown = [decode_reply(data).body for _, data in wire.up]
+    assert sum(body.n for body in shown if isinstance(body, Shown)) <= 3 * len(TOPICS)
+
+
+def test_owners_that_nobody_had_the_time_to_ask_are_silent() -> None:
+    class Slow:
+        def probabilities(self, queries: FloatArray, centroids: Mapping[str, FloatArray]) -> FloatArray:
+            time.sleep(0.4)
+            return np.full((len(queries), len(centroids)), 1 / len(centroids))
+
+    answers = retriever(owners(), router=Slow(), deadline_s=0.3)[0].ask(["engine"], 1)
+
+    assert answers.hits == [[]]
+    assert answers.silent == tuple(sorted(TOPICS))

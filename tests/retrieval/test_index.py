@@ -533,7 +533,54 @@ def test_another_encoder_of_the_same_name_is_found_out_when_it_is_used(tmp_path:
             index.search(["leave"], 1)
         with pytest.raises(ConfigError, match="is another"):
             index.add([Document(doc_id="new", text="new")])
+        with pytest.raises(ConfigError, match="is another"):
+            index.check_encoder()
     assert LocalIndex.open(tmp_path, WordEncoder()).search(["leave"], 1)[0][0].doc_id == "leave"
+
+
+def test_an_encoder_a_little_off_does_not_wander_off(tmp_path: Path) -> None:
+    """What an index is known by stays that of the encoder that made it, however often another number format saves."""
+
+    class Off(WordEncoder):
+        encoder_id = "words-64"
+
+        def __init__(self, angle: float) -> None:
+            super().__init__()
+            self.angle = angle
+
+        def encode(self, texts: Sequence[str]) -> FloatArray:
+            out = super().encode(texts)
+            out[:, 0], rest = np.cos(self.angle) * out[:, 0] + self.angle, out[:, 1:]
+            return np.asarray(out / np.linalg.norm(np.c_[out[:, :1], rest], axis=1, keepdims=True))
+
+    made().save(tmp_path)
+    refused = 0
+    for angle in np.arange(0.05, 0.8, 0.05):
+        index = LocalIndex.open(tmp_path, Off(float(angle)))
+        try:
+            index.add([Document(doc_id=f"{angle:.2f}", text="something new")])
+            index.save(tmp_path)
+        except ConfigError:
+            refused += 1
+    assert refused > 8
+
+
+def test_an_index_of_before_there_were_probes_knows_its_encoder_too(tmp_path: Path) -> None:
+    class Turned(WordEncoder):
+        def encode(self, texts: Sequence[str]) -> FloatArray:
+            return super().encode(texts)[:, ::-1]
+
+    made().save(tmp_path)
+    path = generation(tmp_path) / "manifest.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "probe"}))
+
+    with pytest.raises(ConfigError, match="is another"):
+        LocalIndex.open(tmp_path, Turned()).search(["leave"], 1)
+    index = LocalIndex.open(tmp_path, WordEncoder())
+    assert index.search(["leave"], 1)[0][0].doc_id == "leave"
+    index.delete(["pay"])
+    index.save(tmp_path)
+    assert json.loads((generation(tmp_path) / "manifest.json").read_text())["probe"]
 
 
 def test_vectors_that_are_none_are_refused() -> None:
@@ -603,6 +650,60 @@ def test_a_save_that_fails_leaves_the_folder_as_it_was(tmp_path: Path, monkeypat
     monkeypatch.undo()
     index.save(tmp_path)
     assert LocalIndex.open(tmp_path, WordEncoder()).doc_ids == ("leave", "fire")
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_save_that_can_not_be_made_to_count_leaves_the_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
+    index = made()
+    if not is_first:
+        index.save(tmp_path)
+        index.delete(["pay"])
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(path: Path, content: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(index_module.store, "write_whole", full)
+    with pytest.raises(DataError, match=r"can't be written \(No space left on device\); it is as it was"):
+        index.save(tmp_path)
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "lock"] == [
+        path for path in before if path.name != "lock"
+    ]
+    monkeypatch.undo()
+    index.save(tmp_path)
+    assert len(LocalIndex.open(tmp_path, WordEncoder())) == len(index)
+
+
+def test_where_nothing_can_be_locked_an_index_is_read_and_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made().save(tmp_path)
+
+    def unsupported(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(index_module.store.fcntl, "flock", unsupported)
+
+    index = LocalIndex.open(tmp_path, WordEncoder())
+    assert index.search(["leave"], 1)[0][0].doc_id == "leave"
+    assert "can't be locked (Function not implemented)" in caplog.text
+    with pytest.raises(DataError, match="can't be locked"):
+        index.save(tmp_path)
+
+
+def test_a_save_removes_what_was_before_even_if_others_wait_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does so before they may, and not by `sweep`, which leaves the folder to whoever is saving."""
+    monkeypatch.setattr(index_module.store, "sweep", lambda _: None)
+    index = made()
+    index.save(tmp_path)
+    index.delete(["pay"])
+    index.save(tmp_path)
+
+    assert list(tmp_path.glob("generation-*")) == [generation(tmp_path)]
 
 
 def test_a_folder_that_can_not_be_made_or_written_is_named(tmp_path: Path) -> None:

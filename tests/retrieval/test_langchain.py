@@ -168,6 +168,11 @@ def test_a_filter_that_would_not_be_kept_to_is_refused() -> None:
             search("engine", filter={"tenant": "a"})
     with pytest.raises(ConfigError, match="got 'filter'"):
         store.similarity_search_by_vector([1.0] * 64, filter={"tenant": "a"})
+    retriever = PromptfedRetriever(retriever=index("cars"))
+    with pytest.raises(ConfigError, match="got 'filter'"):
+        retriever.invoke("engine", filter={"tenant": "a"})
+    with pytest.raises(ConfigError, match="got 'filter'"):
+        asyncio.run(retriever.ainvoke("engine", filter={"tenant": "a"}))
     assert store.similarity_search("engine", k=1, mode="lexical")[0].id == "cars0"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from promptfed.messages.methods import packed, unpacked
 from promptfed.messages.retrieval import Describe, Fetch, Found, Search, Shown, TaskBody
 from promptfed.privacy.accounting import epsilon_of
 from promptfed.privacy.secret import Secret
+from promptfed.types import FloatArray
 from retrieval import owner as owner_module
 from retrieval.documents import Document
 from retrieval.index import LocalIndex
@@ -429,24 +431,51 @@ def test_a_policy_that_asks_for_more_privacy_holds_back_what_was_released(
     assert asked(it, Describe(asker="south"))[0].centroid
 
 
-def test_an_owner_is_told_that_its_documents_have_changed_since(
+def test_a_delta_is_a_part_of_what_a_policy_asks_for(tmp_path: Path) -> None:
+    owner(Policy(epsilon=1.0, delta=1e-5), folder=tmp_path).release()
+
+    assert asked(owner(Policy(epsilon=1.0, delta=1e-9), folder=tmp_path), Describe(asker="south"))[0].centroid == b""
+
+
+def test_an_owner_is_told_that_its_documents_have_changed_and_may_renew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger="promptfed.retrieval")
-    it = owner(folder=tmp_path)
+    policy = Policy(epsilon=1.0, max_epsilon=2.0)
+    it = owner(policy, folder=tmp_path)
     it.prepare()
-    owner(folder=tmp_path).prepare()
+    owner(policy, folder=tmp_path).prepare(renew=True)  # nothing has changed: nothing is paid
     assert caplog.text == ""
     it.index.add([Document(doc_id="new", text="something new")])
+    again = IndexOwner("north", it.index, policy, folder=tmp_path)
 
-    IndexOwner("north", it.index, folder=tmp_path).prepare()
+    again.prepare()
+    assert "its documents have changed since its centroid was released" in caplog.text
+    assert again.spent[0] == 1.0
+    again.prepare(renew=True)
+    again.prepare(renew=True)
 
-    assert "the documents have changed since the centroid was released" in caplog.text
+    assert again.spent[0] == 2.0
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"releases": [], "last": {"centroid": "zz"}}', "[1]"])
-def test_a_ledger_that_can_not_be_read_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / "released.json").write_text(content)
+def test_an_owner_does_not_start_with_another_encoder_of_the_same_name(tmp_path: Path) -> None:
+    class Turned(WordEncoder):
+        def encode(self, texts: Sequence[str]) -> FloatArray:
+            return super().encode(texts)[:, ::-1]
 
-    with pytest.raises(DataError, match=r"released.json: what was released of this index can't be read"):
-        owner(folder=tmp_path).prepare()
+    owner().index.save(tmp_path)
+
+    with pytest.raises(ConfigError, match="is another than the one that this index was made with"):
+        IndexOwner("north", LocalIndex.open(tmp_path, Turned())).prepare()
+
+
+@pytest.mark.parametrize("releases", ["", "{}", "[1]", [], 5, [{}], {"a": 1}, [{"epsilon": "x", "delta": 0}]])
+def test_a_ledger_that_can_not_be_read_is_named_and_pays_for_nothing(tmp_path: Path, releases: Any) -> None:
+    owner(folder=tmp_path).release()
+    path = tmp_path / "released.json"
+    path.write_text(
+        releases if isinstance(releases, str) else json.dumps({**json.loads(path.read_text()), "releases": releases})
+    )
+
+    for what in (lambda it: it.prepare(), lambda it: it.release(), lambda it: it.spent):
+        with pytest.raises(DataError, match=r"released.json: what was released of this index can't be read"):
+            what(owner(folder=tmp_path))
