@@ -6,7 +6,8 @@
 - ``labelsN`` (Setting 1): N labelled texts a client, the others unlabelled; 1,000 calls of tuning, then 1,500 in which
   the FM teaches; without any label, a prompt by hand teaches. ``labels32-shuffled``: the same, but what the FM says of
   an unlabelled or public text is what it says of another; ``labels32-random``: the domain models read random vectors;
-  ``labels32-alone``: as many calls without domain models, all of them into tuning; ``labels32-turns``: by `co_tune`.
+  ``labels32-alone``: as many calls without domain models, all of them into tuning; ``labels32-turns``: by `co_tune`,
+  with the same two controls.
 - ``prompts`` and ``prompts-without`` (Setting 2): 500 calls, with and without the domain models' votes;
   ``topics-contrasts`` and ``topics``: 1,000 calls, with and without exemplars for labels that they confuse.
 - ``turns`` (Setting 3): all labels, `co_tune` for 2,500 calls.
@@ -43,6 +44,7 @@ from retrieval.encoder import load_encoder
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "transfer"
 FEW = {"budget.max_fm_calls": 1000, "distillation.max_fm_calls": 1500}
+TURNS = {"data.max_labels": 32, "budget.max_fm_calls": 2500, "method.name": "co_tune"}
 PARTS: Mapping[str, Mapping[str, Any]] = {
     "labels0": {"data.max_labels": 0, "method.name": "manual_few_shot", **FEW},
     "labels8": {"data.max_labels": 8, **FEW},
@@ -50,7 +52,9 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "labels32-shuffled": {"data.max_labels": 32, **FEW},
     "labels32-random": {"data.max_labels": 32, **FEW},
     "labels32-alone": {"data.max_labels": 32, "budget.max_fm_calls": 2500, "method.options.domain_votes": False},
-    "labels32-turns": {"data.max_labels": 32, "budget.max_fm_calls": 2500, "method.name": "co_tune"},
+    "labels32-turns": TURNS,
+    "labels32-turns-shuffled": TURNS,
+    "labels32-turns-random": TURNS,
     "labels128": {"data.max_labels": 128, **FEW},
     "prompts": {"budget.max_fm_calls": 500},
     "prompts-without": {"budget.max_fm_calls": 500, "method.options.domain_votes": False},
@@ -63,9 +67,9 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
 PAIRS = (
     *((f"labels{n}", "dm_distilled", "dm_local") for n in (0, 8, 32, 128)),
     *(("labels32", "fm_dm", less) for less in ("fm", "dm_local", "dm_distilled")),
-    ("labels32-turns", "fm_dm", "fm"),
+    *(("labels32-turns", "fm_dm", less) for less in ("fm", "dm_local", "dm_distilled")),
     ("labels32-shuffled", "dm_distilled", "dm_local"),
-    *((f"labels32-{control}", "fm_dm", "fm") for control in ("shuffled", "random")),
+    *((f"labels32{way}-{control}", "fm_dm", "fm") for way in ("", "-turns") for control in ("shuffled", "random")),
     *(("all", "fm_dm", less) for less in ("fm", "dm_local")),
     ("all", "cascade", "fm_dm"),
 )
