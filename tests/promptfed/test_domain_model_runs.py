@@ -99,6 +99,16 @@ def test_a_cascade_is_told_in_the_report(config: dict[str, Any], tmp_path: Path)
     assert "does not know" not in report
 
 
+def test_a_method_that_teaches_has_the_taught_models_measured_too(config: dict[str, Any]) -> None:
+    plain = {**config, "method": {"name": "co_tune"}, "domain_model": {}, "evaluation": {"baselines": []}}
+    del plain["distillation"]
+
+    accuracy = run({**plain, "budget": {"max_fm_calls": 600}}).summary["metrics"]["accuracy"]
+
+    assert {"dm_local", "dm_distilled", "fm_dm"} <= accuracy.keys()
+    assert accuracy["dm_distilled"]["mean"] != accuracy["dm_local"]["mean"]
+
+
 def test_no_unlabelled_text_leaves_its_client(finished: promptfed.Result) -> None:
     folder = finished.folder
     assert folder is not None
