@@ -68,7 +68,7 @@ PAIRS = (
     *((f"labels{n}", "dm_distilled", "dm_local") for n in (0, 8, 32, 128)),
     *(("labels32", "fm_dm", less) for less in ("fm", "dm_local", "dm_distilled")),
     *(("labels32-turns", "fm_dm", less) for less in ("fm", "dm_local")),
-    ("labels32-shuffled", "dm_distilled", "dm_local"),
+    *((f"labels32-{control}", "dm_distilled", "dm_local") for control in ("shuffled", "random")),
     *((f"labels32{way}-{control}", "fm_dm", "fm") for way in ("", "-turns") for control in ("shuffled", "random")),
     *(("all", "fm_dm", less) for less in ("fm", "dm_local")),
     ("all", "cascade", "fm_dm"),

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("flwr")
 
 from promptfed.config import load_config
+from promptfed.errors import QuorumError
 from promptfed.network import search
 from promptfed.runs import compare_runs
 from retrieval.documents import Document
@@ -196,8 +197,12 @@ def test_the_clients_indices_are_searched_over_the_network(place: Place) -> None
 
     found = search(config, [query], 30, encoder=WordEncoder(), folder=place.folder / "asking", deadline_s=60)
     place.kill("site1")
-    fewer = search(config, [query], 5, encoder=WordEncoder(), deadline_s=20)
+    start = time.monotonic()
+    fewer = search(config, [query], 5, encoder=WordEncoder(), deadline_s=20, wait_s=25)
+    took = time.monotonic() - start
     place.stop()
+    with pytest.raises(QuorumError, match="0 of 5 clients came within 1 s"):
+        search(config, [query], 5, encoder=WordEncoder(), wait_s=1)
 
     (hits,) = found.hits
     assert found.silent == ()
@@ -208,6 +213,7 @@ def test_the_clients_indices_are_searched_over_the_network(place: Place) -> None
     assert all(f"{CANARY}{h.owner}" in h.text for h in shown)
     assert all(h.text == "" and h.doc_id.startswith("#") for h in hits if h.owner == "site3")
     assert fewer.silent == ("site1",)
+    assert took < 60  # of which it waited 25 s for the dead one, and Flower's own start is some 10 s
     assert {h.owner for h in fewer.hits[0]} <= {"site0", "site2", "site3"}
     logs = b"".join(path.read_bytes() for path in place.folder.glob("asked-*.log"))
     assert CANARY.encode() not in logs
@@ -233,6 +239,8 @@ AT = ["--server", "127.0.0.1:9", "--fm", "scripted:overlap"]
         ([*BAD_CLIENT, "--data", "site0-train.csv", "--server", "9", "--fm", "scripted:overlap"], "expected HOST:PORT"),
         ([*BAD_CLIENT, "--data", "site0-train.csv", "--server", "127.0.0.1:9", "--fm", "magic:8"], "unknown FM kind"),
         ([*BAD_CLIENT, "--data", "site0-train.csv", "--key", "none", *AT], "drop one or the other"),
+        ([*BAD_CLIENT, "--data", "site0-train.csv", "--max-centroid-epsilon", "1", *AT], "more than max_epsilon = 1"),
+        (["search", "server.toml", "x", "--mode", "lexical"], "needs the query's text: use send='text'"),
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_is_connected(place: Place, args: list[str], says: str) -> None:
