@@ -243,7 +243,8 @@ def merging(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class Vectors:
-    """An encoder of numbers: a text is the number of a row."""
+    """An encoder of numbers: a text is the number of a row, and one that is no number, by which an index knows its
+    encoder, the first."""
 
     encoder_id = "rows"
 
@@ -251,7 +252,7 @@ class Vectors:
         self._table = table
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
-        return self._table[[int(text) for text in texts]].astype(np.float64)
+        return self._table[[int(text) if text.isdigit() else 0 for text in texts]].astype(np.float64)
 
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
