@@ -37,9 +37,8 @@ if __name__ == "retrieval":
 import numpy as np
 
 from promptfed.federation.inprocess import InProcessTransport
-from promptfed.messages.retrieval import SearchMode
 from promptfed.privacy.secret import Secret, simulated_key
-from promptfed.types import Encoder, FloatArray, Hit
+from promptfed.types import Encoder, FloatArray, Hit, SearchMode
 from retrieval.documents import Document
 from retrieval.encoder import SentenceEncoder
 from retrieval.federated import FederatedRetriever

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
@@ -14,6 +14,7 @@ from rich.text import Text
 from promptfed.cli_operators import Json
 from promptfed.console import err_console, out_console, tell
 from promptfed.errors import ConfigError, RunError
+from promptfed.types import QueryForm, SearchMode
 
 if TYPE_CHECKING:
     from promptfed.types import Hit
@@ -26,9 +27,7 @@ app.add_typer(index_app, name="index")
 Folder = Annotated[Path, typer.Argument(help="Folder of the index.")]
 EncoderName = Annotated[str, typer.Option("--encoder", help="Sentence encoder, the one that the index was made with.")]
 K = Annotated[int, typer.Option("-k", min=1, help="Passages for each query.")]
-Mode = Annotated[
-    Literal["dense", "lexical", "hybrid"], typer.Option("--mode", help="By vectors, by words (BM25), or by both.")
-]
+Mode = Annotated[SearchMode, typer.Option("--mode", help="By vectors, by words (BM25), or by both.")]
 MINILM = "all-minilm-l6-v2"
 
 
@@ -122,7 +121,7 @@ def search_command(
     k: K = 5,
     n_ask: Annotated[int | None, typer.Option("--ask", min=1, help="Clients that are asked; all by default.")] = None,
     send: Annotated[
-        Literal["text", "vector"], typer.Option("--send", help="What of the query leaves: its text or its vector.")
+        QueryForm, typer.Option("--send", help="What of the query leaves: its text or its vector.")
     ] = "vector",
     mode: Mode = "dense",
     merge: Annotated[

@@ -294,7 +294,8 @@ class Conductor(ABC):
         n_test: Mapping[str, int],
     ) -> None:
         teaches = self.config.distillation.max_fm_calls or "distil" in self.method.card.sends
-        for arm in (*TUNED_ARMS, *(("dm_distilled",) if teaches else ())) if self.task.labels else ANSWER_ARMS:
+        distilled = ("dm_distilled",) if teaches else ()
+        for arm in (*TUNED_ARMS, *distilled) if self.task.labels else ANSWER_ARMS:
             tasks = self._tasks(arm, reading, offered, stack=stack if arm == "fm_dm" else ())
             await self._measure_each(server, tasks, n_test, "evaluation")
         if cascades:

@@ -9,7 +9,7 @@ The domain model's answers cost no FM call. Which stage answers what: `clients.c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,14 @@ class _Stage:
 
     prompt: PromptSet
     calibration: Calibration
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Quoted:
+    """What one prompt quotes: passages, and as much of their texts as fits."""
+
+    hits: tuple[Hit, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 class Predictor:
@@ -135,7 +143,7 @@ class Predictor:
             offset = self._stack[1] * (domain - log_prior)
             if self._thresholds:
                 proba, stage[:] = softmax(domain, axis=1), 0
-        found: dict[int, tuple[Hit, ...]] = {}
+        found: dict[int, list[_Quoted]] = {}
         asked: dict[int, tuple[PromptTemplate, ...]] = {}
         scores: dict[str, dict[int, FloatArray | None]] = {}
         steps = [] if self._single is None else [(1, self._single)]
@@ -161,12 +169,12 @@ class Predictor:
                 proba={} if failed[i] else dict(zip(self.labels, proba[i].tolist(), strict=True)),
                 by=STAGES[stage[i]],
                 prompts=asked.get(i, ()),
-                passages=found.get(i, ()),
+                passages=tuple(hit for quoted in found.get(i, ()) for hit in quoted.hits),
             )
             for i in range(n)
         ]
 
-    async def _look_up(self, texts: Sequence[str], rows: Sequence[int], found: dict[int, tuple[Hit, ...]]) -> None:
+    async def _look_up(self, texts: Sequence[str], rows: Sequence[int], found: dict[int, list[_Quoted]]) -> None:
         """Passages for the texts ``rows`` that have none yet."""
         new = [i for i in rows if i not in found]
         if self._retriever is None or not new:
@@ -175,30 +183,31 @@ class Predictor:
         look = getattr(self._retriever, "asearch", None)
         hits = await look(queries, self._n_passages) if look else self._retriever.search(queries, self._n_passages)
         for i, mine in zip(new, hits, strict=True):
-            quoted = [(fitting([h.text for h in of], self._passage_tokens), of) for of in self._apart(mine)]
-            found[i] = tuple(hit for texts, of in quoted for hit in of[: len(texts)])
+            found[i] = self._quoted(mine)
 
-    def _apart(self, hits: Sequence[Hit]) -> list[list[Hit]]:
-        """Those with a text that stand in one prompt together: all, or with ``isolate`` those of one source."""
+    def _quoted(self, hits: Sequence[Hit]) -> list[_Quoted]:
+        """What stands in one prompt together, of those with a text: all, or with ``isolate`` those of one source."""
         sources: dict[str, list[Hit]] = {}
         for hit in hits:
             if hit.text:
                 sources.setdefault((hit.owner or hit.doc_id) if self._isolate else "", []).append(hit)
-        return list(sources.values())
+        out = []
+        for of in sources.values():
+            shown = fitting([hit.text for hit in of], self._passage_tokens)
+            if shown:
+                out.append(_Quoted(hits=tuple(of[: len(shown)]), texts=shown))
+        return out
 
     async def _ask(
         self,
         prompt: PromptTemplate,
         texts: Sequence[str],
         rows: Sequence[int],
-        found: dict[int, tuple[Hit, ...]],
+        found: Mapping[int, Sequence[_Quoted]],
         known: dict[int, FloatArray | None],
     ) -> None:
         """Label scores (K,) of each text of ``rows``; None where the FM failed."""
-        groups: list[list[PromptTemplate]] = []
-        for i in rows:
-            each = [fitting([h.text for h in of], self._passage_tokens) for of in self._apart(found.get(i, ()))]
-            groups.append([grounded(prompt, passages) for passages in each or [()]])
+        groups = [[grounded(prompt, quoted.texts) for quoted in found.get(i) or [_Quoted()]] for i in rows]
         requests = [p.requests([texts[i]])[0] for i, group in zip(rows, groups, strict=True) for p in group]
         answers = await self._fm.complete(requests) if requests else []
         at = 0

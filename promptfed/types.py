@@ -17,6 +17,9 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 # What is asked of the foundation model: one of several labels, or a short answer in its own words.
 TaskKind = Literal["classification", "generation"]
+# How an index is searched: by vectors, by words, or by both; and what of a query reaches it.
+SearchMode = Literal["dense", "lexical", "hybrid"]
+QueryForm = Literal["text", "vector"]
 
 
 class Capability(enum.StrEnum):

@@ -55,6 +55,11 @@ class Document:
             ) from None
 
 
+def whole(text: str) -> str:
+    """Half of a surrogate pair is no character and becomes a question mark."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
 def packed(value: Any) -> bytes:
     """As an index keeps it; half a surrogate pair too."""
     out: bytes = msgpack.packb(value, unicode_errors="surrogatepass")

@@ -32,14 +32,13 @@ from promptfed.messages.retrieval import (
     Fetch,
     Found,
     Search,
-    SearchMode,
     Share,
     Shown,
     TaskBody,
 )
-from promptfed.types import Encoder, FloatArray, Hit, IntArray, Transport
+from promptfed.types import Encoder, FloatArray, Hit, IntArray, QueryForm, SearchMode, Transport
+from retrieval.documents import whole
 from retrieval.merging import CrossEncoder, Merge, by_score, cori
-from retrieval.owner import Form
 from retrieval.routing import BoolArray, CentroidRouter, Router, chosen
 
 log = logging.getLogger("promptfed.retrieval")
@@ -76,10 +75,9 @@ class FederatedRetriever:
     vectors all owners need the encoder of the asker. ``n_ask`` and ``coverage`` say how many owners a query is sent to
     (`retrieval.routing.chosen`); with neither, all. ``deadline_s`` bounds what the owners take for a search: what did
     not come by then is left out. Searches at the same time take turns, and each has its own deadline. ``merge`` is
-    `by_score` for dense searches and `cori` for others. Of one owner come at
-    most ``max_per_owner`` hits: scores are what the owners say, and one that lies about them would have all places.
-    ``cross_encoder`` reads the best ``n_read`` merged passages again (three for one that is wanted, by default) and
-    orders them anew.
+    `by_score` for dense searches and `cori` for others. Of one owner come ``max_per_owner`` hits at most: scores are
+    what the owners say, and one that lies about them would have all places. ``cross_encoder`` reads the best ``n_read``
+    merged passages again (three for one that is wanted, by default) and orders them anew.
 
     Owners that share scores only have their hits named ``#NUMBER``, without a text; such hits are not read again by a
     cross-encoder, and stand after those that are.
@@ -92,7 +90,7 @@ class FederatedRetriever:
         encoder: Encoder,
         *,
         asker: str = "",
-        send: Form = "vector",
+        send: QueryForm = "vector",
         mode: SearchMode = "dense",
         router: Router | None = None,
         n_ask: int | None = None,
@@ -103,7 +101,7 @@ class FederatedRetriever:
         max_per_owner: int | None = None,
         deadline_s: float = 10.0,
     ) -> None:
-        for name, value, known in (("send", send, get_args(Form)), ("mode", mode, get_args(SearchMode))):
+        for name, value, known in (("send", send, get_args(QueryForm)), ("mode", mode, get_args(SearchMode))):
             if value not in known:
                 raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(known)}")
         if send == "vector" and mode != "dense":
@@ -144,7 +142,7 @@ class FederatedRetriever:
         """
         if not 1 <= k <= MAX_HITS:
             raise ConfigError(f"a search for k = {k} passages: expected 1 to {MAX_HITS:,}")
-        queries = [query.encode("utf-8", errors="replace").decode("utf-8") for query in queries]
+        queries = [whole(query) for query in queries]
         vectors = await asyncio.to_thread(self._encoder.encode, queries) if queries else np.zeros((0, 0))
         while not self._one_search.acquire(blocking=False):
             await asyncio.sleep(0.005)

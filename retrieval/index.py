@@ -24,14 +24,14 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from promptfed.errors import ConfigError, DataError
-from promptfed.types import Encoder, FloatArray, Hit, IntArray
+from promptfed.types import Encoder, FloatArray, Hit, IntArray, SearchMode
 from retrieval import store
-from retrieval.documents import OVERLAP_WORDS, PASSAGE_WORDS, Document, packed, passages, unpacked
+from retrieval.documents import OVERLAP_WORDS, PASSAGE_WORDS, Document, packed, passages, unpacked, whole
 from retrieval.lexical import LexicalIndex
 from retrieval.merging import reciprocal_ranks
 from retrieval.vectors import Kind, VectorArray, VectorIndex, kind_for
@@ -44,7 +44,6 @@ SCHEMA_VERSION = 1
 PROBE, PROBE_COSINE = "Staff have thirty days of leave a year.", 0.98
 # How often a folder is read again that is being replaced under our hands.
 _TRIES = 5
-Mode = Literal["dense", "lexical", "hybrid"]
 # Passages that each of both ways of looking gives to a hybrid search, for one that is asked for, and at least.
 HYBRID_DEPTH, HYBRID_LEAST = 3, 50
 
@@ -106,7 +105,7 @@ class LocalIndex:
         self._generation: str | None = None
         self._place: Path | None = None
         self._probe: VectorArray | None = None  # of the encoder that the vectors are of
-        self._is_probed = True
+        self._is_probed = False
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -144,7 +143,7 @@ class LocalIndex:
         changed = {i: d for i, d in given.items() if known.get(i) != d.digest}
         cut = {i: self._cut(d.text) for i, d in changed.items()}
         empty = [i for i, spans in cut.items() if not spans]
-        contents = {i: _utf8(d.text) for i, d in changed.items()}
+        contents = {i: whole(d.text).encode() for i, d in changed.items()}
         texts = [contents[i][start:stop].decode("utf-8") for i, spans in cut.items() for start, stop in spans]
         vectors = self._encode(texts)
         with self._lock:
@@ -189,7 +188,7 @@ class LocalIndex:
                 self._texts.pop(doc_id, None)
             return len(entries)
 
-    def search(self, queries: Sequence[str], k: int, mode: Mode = "dense") -> list[list[Hit]]:
+    def search(self, queries: Sequence[str], k: int, mode: SearchMode = "dense") -> list[list[Hit]]:
         """The ``k`` best passages for each query, the best first: by cosine, by BM25, or by reciprocal ranks of both.
 
         ``Hit.score`` is higher for better, on the mode's own scale. Raises `ConfigError` for a ``k`` below 1.
@@ -199,19 +198,19 @@ class LocalIndex:
             found = self._search_rows(queries, vectors, k, mode)
             return [[self.hit(row, score) for score, row in one] for one in found]
 
-    def search_rows(self, queries: Sequence[str], k: int, mode: Mode = "dense") -> list[list[tuple[float, int]]]:
+    def search_rows(self, queries: Sequence[str], k: int, mode: SearchMode = "dense") -> list[list[tuple[float, int]]]:
         """As `search`: (score, passage id)."""
         vectors = self._query_vectors(queries, mode)
         with self._lock:
             return self._search_rows(queries, vectors, k, mode)
 
-    def _query_vectors(self, queries: Sequence[str], mode: Mode) -> VectorArray | None:
-        if mode not in get_args(Mode):
-            raise ConfigError(f"unknown mode {mode!r} of search; known: {', '.join(get_args(Mode))}")
-        return None if mode == "lexical" else self._encode([_utf8(query).decode("utf-8") for query in queries])
+    def _query_vectors(self, queries: Sequence[str], mode: SearchMode) -> VectorArray | None:
+        if mode not in get_args(SearchMode):
+            raise ConfigError(f"unknown mode {mode!r} of search; known: {', '.join(get_args(SearchMode))}")
+        return None if mode == "lexical" else self._encode([whole(query) for query in queries])
 
     def _search_rows(
-        self, queries: Sequence[str], vectors: VectorArray | None, k: int, mode: Mode
+        self, queries: Sequence[str], vectors: VectorArray | None, k: int, mode: SearchMode
     ) -> list[list[tuple[float, int]]]:
         _check_k(k)
         if vectors is None:
@@ -355,7 +354,7 @@ class LocalIndex:
             out._mapped_from = generation / "vectors.faiss"
             out._vectors = VectorIndex.read(out._mapped_from, manifest["kind"], mapped=True)
             if probe := manifest.get("probe"):  # promptfed has written it since it knows of it
-                out._probe, out._is_probed = np.frombuffer(bytes.fromhex(probe), dtype="<f2").astype(np.float32), False
+                out._probe = np.frombuffer(bytes.fromhex(probe), dtype="<f2").astype(np.float32)
         return out
 
     def _fill(self, aside: Path) -> None:
@@ -389,11 +388,11 @@ class LocalIndex:
         if self._passage_words is None:
             if not self._fits(text):
                 log.warning("a document is longer than %s reads: its end is in no vector", self.encoder.encoder_id)
-            return [(0, len(_utf8(text)))] if text.strip() else []
+            return [(0, len(whole(text).encode()))] if text.strip() else []
         spans = list(passages(text, self._passage_words, self._overlap_words, self._fits))
         place, at, n = {}, 0, 0
         for end in sorted({end for span in spans for end in span}):
-            n += len(_utf8(text[at:end]))
+            n += len(whole(text[at:end]).encode())
             place[end], at = n, end
         return [(place[start], place[stop]) for start, stop in spans]
 
@@ -408,14 +407,14 @@ class LocalIndex:
 
     def _fits(self, text: str) -> bool:
         fits: Callable[[str], bool] | None = getattr(self.encoder, "fits", None)
-        return fits is None or fits(_utf8(text).decode("utf-8"))
+        return fits is None or fits(whole(text))
 
     def check_encoder(self) -> None:
         """Raises `ConfigError` where the encoder has the name of the one that the index was made with, and is another.
         It is checked before it is first used too."""
+        if self._is_probed:
+            return
         with self._lock:
-            if self._probe is not None and self._is_probed:
-                return
             probe = self.encoder.encode([PROBE])[0].astype(np.float32)
             was = probe if self._probe is None else self._probe
             is_same = was.shape == probe.shape and _cosine(was, probe) >= PROBE_COSINE
@@ -460,11 +459,6 @@ class LocalIndex:
 
 def _cosine(a: VectorArray, b: VectorArray) -> float:
     return float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12)
-
-
-def _utf8(text: str) -> bytes:
-    """Half of a surrogate pair is no character and becomes a question mark."""
-    return text.encode("utf-8", errors="replace")
 
 
 def _pairs(scores: VectorArray, rows: IntArray) -> list[list[tuple[float, int]]]:

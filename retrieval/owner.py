@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from promptfed.messages.methods import packed
 from promptfed.messages.retrieval import Describe, Described, Fetch, Found, ReplyBody, Search, Share, Shown, TaskBody
 from promptfed.privacy.accounting import in_all, noise_multiplier_for
 from promptfed.privacy.secret import Secret
-from promptfed.types import IntArray
+from promptfed.types import IntArray, QueryForm
 from retrieval.documents import passages
 from retrieval.index import LocalIndex
 
@@ -43,7 +43,6 @@ log = logging.getLogger("promptfed.retrieval")
 
 # How many searches' passages an asker may still fetch, and of how many askers that is remembered.
 REMEMBERED, ASKERS = 256, 1024
-Form = Literal["text", "vector"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +62,7 @@ class Policy:
 
     shares: Share = "snippets"
     askers: Mapping[str, Share] = field(default_factory=dict)
-    accepts: tuple[Form, ...] = ("text", "vector")
+    accepts: tuple[QueryForm, ...] = ("text", "vector")
     max_hits: int = 100
     snippet_words: int = 30
     hourly_queries: int | None = None
@@ -75,7 +74,7 @@ class Policy:
         for asker, share in [("all", self.shares), *self.askers.items()]:
             if share not in get_args(Share):
                 raise ConfigError(f"unknown share {share!r} for {asker}; known: {', '.join(get_args(Share))}")
-        if not self.accepts or not set(self.accepts) <= set(get_args(Form)):
+        if not self.accepts or not set(self.accepts) <= set(get_args(QueryForm)):
             raise ConfigError(f"accepts = {self.accepts!r}: expected 'text', 'vector' or both")
         for name in ("max_hits", "snippet_words", "hourly_queries"):
             if (value := getattr(self, name)) is not None and value < 1:

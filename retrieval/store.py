@@ -3,8 +3,8 @@
     FOLDER/current                    the name of the generation that counts
     FOLDER/generation-000007-TOKEN/   its files
 
-A new generation is written aside, brought to the disk, and counts from the moment that ``current`` is replaced; `sweep`
-deletes the one before it after that. So a process that is killed anywhere leaves the old or the new, never between, and
+A new generation is written aside, brought to the disk, and counts from the moment that ``current`` is replaced; the one
+before it is deleted after that. So a process that is killed anywhere leaves the old or the new, never between, and
 what was deleted from an index is gone from the disk with the next save.
 """
 
@@ -77,10 +77,12 @@ def replace(folder: Path, before: str | None, fill: Callable[[Path], None]) -> t
             _to_disk(folder)
             write_whole(folder / "current", name + "\n")
         except BaseException as error:
-            for path in (aside, folder / name):  # what is left of it, the next sweep sees to
+            counts = (folder / "current").exists() and _name(folder) == name  # stopped after it had been replaced
+            for path in (aside, *(() if counts else (folder / name,))):  # what is left of it, the next sweep sees to
                 shutil.rmtree(path, ignore_errors=True)
             if isinstance(error, OSError):
-                raise DataError(f"{folder}: can't be written ({error.strerror}); it is as it was") from None
+                state = "open it anew" if counts else "it is as it was"
+                raise DataError(f"{folder}: can't be written ({error.strerror}); {state}") from None
             raise
         _to_disk(folder)
         return name, _remove_others(folder, name)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist, squareform
-from sklearn.metrics import silhouette_score
 
 from promptfed.messages import Scored
 from promptfed.types import FloatArray, IntArray
@@ -59,5 +58,7 @@ def silhouette(distances: FloatArray, group: IntArray) -> float:
     """Mean over clients of (b - a) / max(a, b): a is the mean distance to one's own group, b to the nearest other one;
     0 for a client that is alone in its group, and where there is one group only, or a group for each. ``distances``
     (n, n)."""
+    from sklearn.metrics import silhouette_score  # takes most of a second, and few runs look for groups
+
     n_groups = len(np.unique(group))
     return float(silhouette_score(distances, group, metric="precomputed")) if 1 < n_groups < len(group) else 0.0

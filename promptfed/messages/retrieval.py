@@ -15,13 +15,12 @@ from pydantic import Field
 from promptfed.errors import WireError
 from promptfed.ledger import Count
 from promptfed.messages.core import Message
-from promptfed.types import FloatArray, IntArray
+from promptfed.types import FloatArray, IntArray, QueryForm, SearchMode
 
 # The most passages of a query that an owner is asked for.
 MAX_HITS = 10_000
 # What an owner lets an asker see of a passage. Each has those before it.
 Share = Literal["nothing", "scores", "snippets", "documents"]
-SearchMode = Literal["dense", "lexical", "hybrid"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +41,7 @@ class Described(Message):
 
     encoder: str
     shares: Share
-    accepts: tuple[Literal["text", "vector"], ...]
+    accepts: tuple[QueryForm, ...]
     centroid: bytes = b""
     clip: float = 0.0
     noise_multiplier: float = 0.0

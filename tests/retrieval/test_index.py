@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from promptfed.errors import ConfigError, DataError, PromptfedError
-from promptfed.types import FloatArray
+from promptfed.types import FloatArray, SearchMode
 from retrieval import index as index_module
 from retrieval import vectors
 from retrieval.documents import Document
-from retrieval.index import Added, LocalIndex, Mode
+from retrieval.index import Added, LocalIndex
 from retrieval.vectors import Kind
 from tests.support import WordEncoder
 
@@ -40,9 +40,9 @@ def made(documents: Sequence[Document] = ALL, **options: object) -> LocalIndex:
     return index
 
 
-@pytest.mark.parametrize("mode", get_args(Mode))
+@pytest.mark.parametrize("mode", get_args(SearchMode))
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_question_finds_its_document(kind: Kind, mode: Mode) -> None:
+def test_a_question_finds_its_document(kind: Kind, mode: SearchMode) -> None:
     index = made(kind=kind)
 
     leave, fire = index.search(["days of leave", "stairs or lift"], 2, mode)
@@ -124,9 +124,9 @@ def test_a_document_that_lost_its_text_is_gone() -> None:
     assert len(index) == 2
 
 
-@pytest.mark.parametrize("mode", get_args(Mode))
+@pytest.mark.parametrize("mode", get_args(SearchMode))
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_deleted_document_is_not_found(kind: Kind, mode: Mode) -> None:
+def test_a_deleted_document_is_not_found(kind: Kind, mode: SearchMode) -> None:
     index = made(kind=kind)
     index.search(["leave"], 1, mode)  # an index of words is built, and has to be built anew
 
@@ -160,7 +160,7 @@ def test_an_index_is_opened_as_it_was_saved(tmp_path: Path, kind: Kind | None) -
 
     back = LocalIndex.open(tmp_path / "index", WordEncoder())
 
-    for mode in get_args(Mode):
+    for mode in get_args(SearchMode):
         assert back.search(["leave and pay"], 3, mode) == index.search(["leave and pay"], 3, mode)
     assert back.doc_ids == index.doc_ids
     assert back.kind == index.kind
@@ -280,14 +280,14 @@ def test_threads_search_while_another_adds_and_deletes(tmp_path: Path) -> None:
             index.add([Document(doc_id=f"more{i % 7}", text=f"more of leave {i}")])
             index.delete([f"more{(i + 3) % 7}"])
 
-    def search(mode: Mode) -> int:
+    def search(mode: SearchMode) -> int:
         n = 0
         while time.monotonic() < ends:
             n += len(index.search(["leave", "more"], 5, mode)[0])
         return n
 
     with ThreadPoolExecutor() as pool:
-        running = [pool.submit(search, mode) for mode in get_args(Mode)]
+        running = [pool.submit(search, mode) for mode in get_args(SearchMode)]
         pool.submit(change).result()
         assert all(each.result() > 0 for each in running)
 
@@ -375,7 +375,7 @@ def test_an_empty_index_finds_nothing_and_is_saved_and_opened(tmp_path: Path) ->
 
     back = LocalIndex.open(tmp_path, WordEncoder())
 
-    for mode in get_args(Mode):
+    for mode in get_args(SearchMode):
         assert back.search(["anything"], 3, mode) == [[]]
     assert back.add(ALL) == Added(new=3)
     assert back.search(["leave"], 1)[0][0].doc_id == "leave"
@@ -674,6 +674,25 @@ def test_a_save_that_can_not_be_made_to_count_leaves_the_folder_as_it_was(
     monkeypatch.undo()
     index.save(tmp_path)
     assert len(LocalIndex.open(tmp_path, WordEncoder())) == len(index)
+
+
+def test_a_save_that_is_stopped_once_it_counts_has_lost_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = made()
+    index.save(tmp_path)
+    index.delete(["pay"])
+    write = index_module.store.write_whole
+
+    def stopped(path: Path, content: str) -> None:
+        write(path, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(index_module.store, "write_whole", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        index.save(tmp_path)
+
+    assert LocalIndex.open(tmp_path, WordEncoder()).doc_ids == ("leave", "fire")
 
 
 def test_where_nothing_can_be_locked_an_index_is_read_and_not_written(
