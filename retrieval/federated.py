@@ -120,7 +120,7 @@ class FederatedRetriever:
         self._merge, self._max_per_owner = merge or (by_score if mode == "dense" else cori), max_per_owner
         self._cross_encoder, self._n_read, self._deadline_s = cross_encoder, n_read, deadline_s
         self._described: dict[str, Described] = {}
-        self._told_of: set[str] = set()  # encoders
+        self._told_of: set[str] = set()  # encoders, and owners whose centroids are mostly noise
         self._rounds = itertools.count(1)
         self._n_silent: defaultdict[str, int] = defaultdict(int)  # exchanges in a row that it gave no answer to
         self._one_search = threading.Lock()  # of all threads, each of which may have a loop of its own
@@ -195,6 +195,8 @@ class FederatedRetriever:
         fit = np.array([owner not in unfit for owner in owners], dtype=np.bool_)
         owners, weights = tuple(o for o in owners if o not in unfit), weights[:, fit]
         asked = chosen(weights, n_ask=self._n_ask, coverage=self._coverage)
+        if not asked.all():
+            self._tell_of_noise(owners, vectors.shape[1])
         shares = {owner: self._described[owner].shares for owner in owners}
         sizes = {owner: int(n) for owner, n in zip(owners, asked.sum(axis=0), strict=True) if n}
         wanted = self._n_wanted(k)
@@ -215,6 +217,26 @@ class FederatedRetriever:
             silent=tuple(sorted({*silent, *mute, *never})),
             unfit=unfit,
         )
+
+    def _tell_of_noise(self, owners: Sequence[str], dimension: int) -> None:
+        """An asker that leaves owners out by their centroids hears which of these say next to nothing of an index."""
+        noisy = []
+        for owner in owners:
+            said, centroid = self._described[owner], self._centroid(owner, dimension)
+            # The square of a release's length is that of the sum, and on average d (multiplier x clip)^2 for the noise.
+            noise = dimension * (said.noise_multiplier * said.clip) ** 2
+            if centroid is not None and centroid @ centroid < 2 * noise and owner not in self._told_of:
+                noisy.append(owner)
+        self._told_of |= set(noisy)
+        if noisy:
+            log.warning(
+                "the centroids of %d of %d owners (%s) are mostly noise (few documents, or a small epsilon), so which "
+                "of them are asked is mostly chance: ask all owners (no n_ask, no coverage), or have the centroids "
+                "released with more epsilon",
+                len(noisy),
+                len(owners),
+                ", ".join(noisy[:5]) + (", ..." if len(noisy) > 5 else ""),
+            )
 
     def _tell_of_encoders(self, encoders: set[str]) -> None:
         if len(encoders) > 1 and not encoders <= self._told_of:

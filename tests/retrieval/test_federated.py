@@ -546,6 +546,26 @@ def test_nobody_there_is_no_hit_and_no_hang() -> None:
     assert answers.silent == tuple(sorted(TOPICS))
 
 
+def test_routing_by_noise_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """20 documents of a topic add up to more than the noise at epsilon 8, and to less than that at 0.5."""
+    hidden = Policy(shares="documents", epsilon=0.5)
+
+    it, _ = retriever(owners(Policy(shares="documents", epsilon=8.0), law=hidden, sea=hidden), n_ask=1)
+    it.search(QUERIES, 5)
+    it.search(QUERIES, 5)
+
+    (said,) = [record.getMessage() for record in caplog.records if "noise" in record.getMessage()]
+    assert said.startswith("the centroids of 2 of 3 owners (law, sea) are mostly noise")
+
+
+def test_who_asks_everybody_need_not_hear_of_noise(caplog: pytest.LogCaptureFixture) -> None:
+    it, _ = retriever(owners(Policy(shares="documents", epsilon=0.5)))
+
+    it.search(QUERIES, 5)
+
+    assert not caplog.records
+
+
 def test_a_centroid_that_is_none_leaves_its_owner_in() -> None:
     """Numbers that are not finite, or too few of them."""
     parties = owners()
