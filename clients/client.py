@@ -258,7 +258,7 @@ class Client:
 
     def _adopt(self, task: Adopt) -> Adopted:
         if self.folder is not None:
-            task.prompt.save(self.folder / "prompt.json")
+            task.prompt.save(self.folder / "prompt.json", about={"fm": self.fm.fm_id})
         if not self.labels:
             return Adopted(n_calibration=0)
         own = self.arms.calibrate(task.prompt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from promptfed.types import IntArray
 
 # A label or a client's id: one line, without control characters, short.
 _NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,100}")
-# An error shows no more of a client's id than so many characters.
+# An error shows no more of a client's id, or of a label, than so many characters.
 _SHOWN = 40
+# Nor more labels than so many.
+_LABELS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +115,8 @@ def assemble(
         if text.strip():
             more[client].append(text)
     for name, rows in (("train", train), ("test", test)):
-        unknown = sorted({label for _, _, label in rows} - set(labels))
-        if labels and unknown:
-            raise DataError(f"{name} has labels {', '.join(unknown)}; expected {', '.join(labels)}")
+        if labels:
+            check_labels(name, {label for _, _, label in rows}, labels)
     clients = sorted(more)
     for client in clients:
         _check_client_id(client)
@@ -146,6 +147,20 @@ def assemble(
             )
         )
     return out
+
+
+def check_labels(name: str, found: Collection[str], expected: Collection[str]) -> None:
+    """Raise `DataError` for labels that are not expected. It quotes few, and none that may be texts: of another column
+    than that of the labels, for one."""
+    unknown = sorted(set(found) - set(expected))
+    if not unknown:
+        return
+    quoted = [label for label in unknown if len(label) <= _SHOWN and len(label.split()) <= 3]
+    if len(quoted) < len(unknown) or len(unknown) > _LABELS_SHOWN:
+        raise DataError(
+            f"{name} has {len(unknown)} labels that are not among {', '.join(expected)}: is it the right column?"
+        )
+    raise DataError(f"{name} has labels {', '.join(quoted)}; expected {', '.join(expected)}")
 
 
 def client_rng(seed: int, client_id: str, *stream: int) -> np.random.Generator:

@@ -27,6 +27,11 @@ HIDDEN, BROKEN, CUT, ENDING = 5, 3, 4, 2
 
 # Letters and digits; a character is a word in scripts that are written without spaces.
 _TOKEN = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
+# Letters that Unicode does not take apart; and how names are spelled where a keyboard lacks their letters.
+_BARE = str.maketrans(
+    {"ł": "l", "ø": "o", "đ": "d", "ð": "d", "\u0131": "i", "ħ": "h", "ŧ": "t", "æ": "ae", "œ": "oe", "þ": "th"}
+)
+_SPELLED = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa"})
 # An e-mail or a web address, or the start of one.
 _ADDRESS = re.compile(r"@|://|www\.|[^\W_]\.[^\W\d_]{2,}", flags=re.IGNORECASE)
 
@@ -41,7 +46,7 @@ class LeakGate:
         known_words = [tokens(text) for text in known_texts]
         self._free = COMMON_WORDS.union(*known_words)
         self._known_chunks = {chunk for text in known_texts for chunk in text.split()}
-        private_words = [tokens(plain(text)) for text in private]
+        private_words = [tokens(form) for text in private for form in {plain(text), plain(_spelled(text))}]
         # A text that is shorter than a run is one as a whole; a single word has its own rule.
         quotable = (_runs(words, min(run, len(words))) for words in private_words if len(words) > 1)
         self._runs = set().union(*quotable).difference(*(self._runs_of(words) for words in known_words))
@@ -98,7 +103,12 @@ def plain(text: str) -> str:
     """``text`` as it is compared: no capitals, accents or invisible characters; full-width letters are letters."""
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     bare = "".join(c for c in decomposed if unicodedata.category(c) not in ("Mn", "Cf"))
-    return re.sub(r"n['\u2019]t\b", "nt", bare)
+    return re.sub(r"n['\u2019]t\b", "nt", bare.translate(_BARE))
+
+
+def _spelled(text: str) -> str:
+    """Müller as Mueller."""
+    return unicodedata.normalize("NFC", text.casefold()).translate(_SPELLED)
 
 
 def tokens(text: str) -> list[str]:

@@ -31,7 +31,7 @@ from promptfed.console import (
 from promptfed.errors import ConfigError, DataError, PromptfedError
 
 if TYPE_CHECKING:
-    from promptfed.prompts.artefact import PromptSet
+    from promptfed.prompts.artefact import Prediction, PromptSet
     from promptfed.prompts.calibration import Calibration
     from promptfed.types import IntArray
 
@@ -45,6 +45,13 @@ app = typer.Typer(
 app.add_typer(cli_operators.app)
 app.add_typer(cli_retrieval.app)
 
+AsClient = Annotated[
+    str | None,
+    typer.Option("--client", help="Answer as this client: its calibration, domain model and cascade (run folder)."),
+]
+PromptOnly = Annotated[
+    bool, typer.Option("--prompt-only", help="With --client: its calibration alone, without its domain model.")
+]
 Personal = Annotated[
     bool, typer.Option("--personal", help="With --client: the prompts that this client chose for itself.")
 ]
@@ -125,23 +132,31 @@ def eval_command(
     prompt: Annotated[Path, typer.Argument(help="prompt.json or a run folder.")],
     data: Annotated[Path, typer.Argument(help="Labelled CSV file.")],
     fm: Annotated[str, typer.Option("--fm", help="Foundation model, KIND:NAME.")] = "embedded:smollm2-135m-instruct",
-    client: Annotated[str | None, typer.Option("--client", help="Use this client's calibration (run folder).")] = None,
+    client: AsClient = None,
     personal: Personal = False,
+    prompt_only: PromptOnly = False,
     text_column: Annotated[str, typer.Option("--text-column")] = "text",
     label_column: Annotated[str, typer.Option("--label-column")] = "label",
     as_json: Json = False,
 ) -> None:
-    """Measure a tuned prompt on texts with labels, or with answers."""
+    """Measure a tuned prompt, or with --client all that a client has, on texts with labels, or with answers."""
     import numpy as np
 
     from evaluators import answers, metrics
+    from promptfed.predictor import Predictor
     from promptfed.registry import load_fm
 
-    tuned, calibration = _tuned(prompt, client, personal)
+    tuned, calibration = _tuned(prompt, client, personal, prompt_only)
     rows = _rows(data, text_column, label_column)
-    predicted = tuned.predict([text for text, _ in rows], fm=load_fm(fm), calibration=calibration)
+    texts, labels = [text for text, _ in rows], _label_indices(data, rows, tuned)
+    model = load_fm(fm)
+    _tell_of_another_fm(prompt, model.fm_id)
+    predicted: Sequence[Prediction]
+    if client is not None and not (personal or prompt_only):
+        predicted = Predictor.load(prompt, fm=model, client=client).predict(texts)
+    else:
+        predicted = tuned.predict(texts, fm=model, calibration=calibration)
     if tuned.labels:
-        labels = _label_indices(data, rows, tuned)
         uniform = {label: 1.0 / len(tuned.labels) for label in tuned.labels}
         proba = np.array([[(p.proba or uniform)[label] for label in tuned.labels] for p in predicted])
         values, errors = metrics.with_errors(proba, labels, np.random.default_rng(0))
@@ -183,7 +198,7 @@ def transfer_command(
     from promptfed.registry import load_fm
     from promptfed.runs import read_about
 
-    tuned, _ = _tuned(prompt, None, False)
+    tuned, _ = _tuned(prompt, None)
     if not tuned.labels:
         raise ConfigError(f"{prompt} generates answers: measure it at the other model with promptfed eval --fm {fm}")
     rows = _rows(data, text_column, label_column)
@@ -234,14 +249,9 @@ def predict_command(
         Path | None, typer.Argument(help="Text file, one text a line; standard input by default.")
     ] = None,
     fm: Annotated[str, typer.Option("--fm", help="Foundation model, KIND:NAME.")] = "embedded:smollm2-135m-instruct",
-    client: Annotated[
-        str | None,
-        typer.Option("--client", help="Answer as this client: its calibration, domain model and cascade (run folder)."),
-    ] = None,
+    client: AsClient = None,
     personal: Personal = False,
-    prompt_only: Annotated[
-        bool, typer.Option("--prompt-only", help="With --client: its calibration alone, without its domain model.")
-    ] = False,
+    prompt_only: PromptOnly = False,
     index: Annotated[
         Path | None, typer.Option("--index", help="With --client: quote passages of this index (promptfed index).")
     ] = None,
@@ -262,8 +272,8 @@ def predict_command(
     """
     from promptfed.registry import load_fm
 
-    if client is None and (prompt_only or index):
-        raise ConfigError(f"{'--prompt-only' if prompt_only else '--index'} needs --client: whose?")
+    if client is None and index:
+        raise ConfigError("--index needs --client: whose?")
     given = {"--encoder": encoder, "--passages": n_passages, "--isolate": isolate or None}
     if index is None and (without := [name for name, value in given.items() if value is not None]):
         raise ConfigError(f"{without[0]} is about passages: it needs --index")
@@ -273,7 +283,7 @@ def predict_command(
         options = {"isolate": isolate, **({"n_passages": n_passages} if n_passages is not None else {})}
         _predict_as(client, prompt, _lines(source), fm, index, encoder or "all-minilm-l6-v2", **options)
         return
-    tuned, calibration = _tuned(prompt, client, personal)
+    tuned, calibration = _tuned(prompt, client, personal, prompt_only)
     texts = _lines(source)
     model = load_fm(fm)
     _tell_of_another_fm(prompt, model.fm_id)
@@ -372,23 +382,28 @@ def doctor_command(
 # ------------------------------------------------------------------------------------------------------ helpers
 
 
-def _tuned(prompt: Path, client: str | None, personal: bool) -> tuple[PromptSet, Calibration | None]:
+def _tuned(
+    prompt: Path, client: str | None, personal: bool = False, prompt_only: bool = False
+) -> tuple[PromptSet, Calibration | None]:
     """The tuned prompts and a client's calibration of them, or the prompts that the client chose for itself."""
     from promptfed.prompts.artefact import PromptSet
-    from promptfed.runs import read_calibration, read_personal
+    from promptfed.runs import client_folder, read_calibration, read_personal
 
+    if personal and prompt_only:
+        raise ConfigError("--personal and --prompt-only are two prompts: name one of them")
     if client is None:
-        if personal:
-            raise ConfigError("--personal needs --client: whose prompts?")
+        if personal or prompt_only:
+            raise ConfigError(f"{'--personal' if personal else '--prompt-only'} needs --client: whose?")
         return PromptSet.load(prompt), None
     if not prompt.is_dir():
         raise ConfigError(f"--client needs a run folder, where the clients' calibrations are; got {prompt}")
     if personal:
         return read_personal(prompt, client), None
-    tuned = PromptSet.load(prompt)
-    if not tuned.labels:
+    if not PromptSet.load(prompt).labels:
         raise ConfigError("--client names a calibration, and prompts that generate answers have none: leave it out")
-    return tuned, read_calibration(prompt, client)
+    home = client_folder(prompt, client)
+    tuned = PromptSet.load(home)
+    return tuned, read_calibration(home / "calibration.json", tuned)
 
 
 def _predict_as(
@@ -398,7 +413,7 @@ def _predict_as(
     from promptfed.predictor import Predictor
     from promptfed.registry import load_fm
 
-    _tuned(folder, client, personal=False)  # what is wrong with the folder is told before a model is loaded
+    _tuned(folder, client)  # what is wrong with the folder is told before a model is loaded
     retriever = None
     if index is not None:
         from retrieval.encoder import load_encoder
@@ -449,20 +464,29 @@ def _rounded(proba: Mapping[str, float]) -> dict[str, float]:
 
 
 def _rows(data: Path, text_column: str, label_column: str) -> list[tuple[str, str]]:
-    """Texts of a file, each with its label or answer."""
+    """Texts of a file, each with its label or answer; as in a run, rows with an empty text are left out."""
     from clients.data import read_rows
 
     columns = {"client_column": "", "text_column": text_column, "label_column": label_column}
-    return [(text, label) for _, text, label in read_rows(data, client="all", **columns)]
+    rows = [(text, label) for _, text, label in read_rows(data, client="all", **columns)]
+    kept = [(text, label) for text, label in rows if text.strip()]
+    if not kept:
+        raise DataError(f"{data} has no text to measure on")
+    if len(kept) < len(rows):
+        err_console.print(f"{data}: {len(rows) - len(kept)} rows with an empty text are left out", markup=False)
+    return kept
 
 
 def _label_indices(data: Path, rows: Sequence[tuple[str, str]], tuned: PromptSet) -> IntArray:
-    """Where each row's label stands in ``tuned.labels``."""
+    """Where each row's label stands in ``tuned.labels``; none for prompts that generate answers."""
     import numpy as np
 
+    from clients.data import check_labels
+
+    if not tuned.labels:
+        return np.zeros(0, dtype=np.int64)
+    check_labels(str(data), {label for _, label in rows}, tuned.labels)
     index = {label: k for k, label in enumerate(tuned.labels)}
-    if unknown := sorted({label for _, label in rows} - set(index)):
-        raise DataError(f"{data} has labels {', '.join(unknown)}; the prompt knows {', '.join(tuned.labels)}")
     return np.array([index[label] for _, label in rows], dtype=np.int64)
 
 
@@ -470,7 +494,7 @@ def _lines(source: Path | None) -> list[str]:
     try:
         content = sys.stdin.buffer.read() if source is None else source.read_bytes()
         # Not splitlines: it also cuts at characters that may stand within a text.
-        lines = [line.removesuffix("\r") for line in content.decode("utf-8").split("\n")]
+        lines = [line.removesuffix("\r") for line in content.decode("utf-8-sig").split("\n")]
         return lines if lines[-1] else lines[:-1]
     except FileNotFoundError:
         raise DataError(f"{source}: no such file") from None

@@ -222,7 +222,7 @@ class Conductor(ABC):
         prompts = {c: reading.of(c).prompt for c in federation.clients}
         teaching = self.config.distillation
         if teaching.max_fm_calls:
-            teacher = Teacher(temperature=teaching.temperature, min_confidence=teaching.min_confidence)
+            teacher = Teacher(temperature=teaching.temperature, min_confidence=teaching.min_confidence, spends_all=True)
             singles = {c: reading.of(c).single for c in federation.clients}  # three times the texts for as many calls
             lesson = teacher.distil(federation, singles, teaching.max_fm_calls)
             await server.drive(lesson, "transfer", teaching.max_fm_calls)

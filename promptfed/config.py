@@ -247,6 +247,12 @@ class Config(_Section):
         if self.task.kind == "generation":
             self._check_generation()
             return
+        if self.cascade.max_fm_calls and self.cascade.target_risk is None:
+            raise ValueError("cascade.max_fm_calls does nothing without cascade.target_risk: set it, or leave it out")
+        if not self.distillation.max_fm_calls and self.distillation != Distillation():
+            raise ValueError(
+                "[distillation] teaches nothing without calls: set distillation.max_fm_calls, or leave the section out"
+            )
         if "dm_ensemble" in self.evaluation.baselines and self.data.public is None:
             raise ValueError(
                 "evaluation.baselines has dm_ensemble, where the domain models vote on public texts: give data.public"

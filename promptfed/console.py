@@ -101,7 +101,7 @@ class _RunProgress:
         elif kind == "distilled":
             change = f"score of the domain models {event['before']:.3f}, then {event['after']:.3f}"
             taken_back = "" if event["kept"] else "; taken back"
-            self._line(f"the FM taught {sum(event['n_lessons'].values())} texts: {change}{taken_back}")
+            self._line(f"{sum(event['n_lessons'].values())} lessons of the FM, over all clients: {change}{taken_back}")
         elif kind == "heat":
             self._line(
                 f"{event['n_candidates']} prompts on {event['n_texts']} texts: best score {event['best_score']:.3f}"

@@ -28,7 +28,7 @@ from promptfed.prompts.template import content_hash
 from promptfed.registry import load_method
 from promptfed.strategies.base import Federation, Strategy
 from promptfed.types import Encoder
-from retrieval.federated import Answers, FederatedRetriever
+from retrieval.federated import Answers, FederatedRetriever, check_k
 
 # A round over a network has a deadline, said or not: a client that is gone for good must not stop a run.
 DEADLINE_S = 1800.0
@@ -80,6 +80,7 @@ def search(
     async def ask(place: Path) -> Answers:
         flower, ids = FlowerTransport(listening(network), place), sorted(network.clients)
         FederatedRetriever(flower, ids, encoder, **options)  # refuses its options before anybody waits
+        check_k(k)
         async with flower:
             try:
                 await flower.wait_for_clients(ids, wait_s)

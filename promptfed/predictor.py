@@ -26,7 +26,7 @@ from promptfed.prompts.artefact import Prediction, PromptSet
 from promptfed.prompts.calibration import Calibration
 from promptfed.prompts.passages import fitting, grounded, outvoted
 from promptfed.prompts.template import PromptTemplate
-from promptfed.runs import client_folder, read_record
+from promptfed.runs import client_folder, read_calibration, read_record
 from promptfed.types import DomainModel, Encoder, FloatArray, Hit, Retriever
 
 # Passages that are looked for, and the tokens that they may take in a prompt.
@@ -223,9 +223,7 @@ class Predictor:
 
 
 def _stage(home: Path, prompt: str, calibration: str) -> _Stage:
-    tuned, record = PromptSet.load(home / prompt), read_record(home / calibration)
+    tuned = PromptSet.load(home / prompt)
     if not tuned.labels:
         raise ConfigError("prompts that generate answers have no domain model to answer with: use Prompt.predict")
-    if record.get("prompt_id") != tuned.prompt_id:
-        raise DataError(f"{home}: {calibration} is of another prompt than {prompt}; copy both from one run")
-    return _Stage(prompt=tuned, calibration=Calibration(weights=tuple(record["weights"]), bias=tuple(record["bias"])))
+    return _Stage(prompt=tuned, calibration=read_calibration(home / calibration, tuned))

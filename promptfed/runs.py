@@ -22,15 +22,16 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return read_record(folder / "summary.json")
 
 
-def read_calibration(folder: Path, client_id: str) -> Calibration:
-    """A client's own calibration of the tuned prompt, from its folder in the run folder, or from the run's folder at
-    the client itself."""
-    record = read_record(_at_client(folder, client_id, "calibration.json"))
+def read_calibration(path: Path, prompt: PromptSet) -> Calibration:
+    """A client's own calibration of ``prompt``. Raises `DataError` where it is of another."""
+    record = read_record(path)
+    if record.get("prompt_id") != prompt.prompt_id:
+        raise DataError(f"{path}: is of another prompt than {prompt.prompt_id}; copy both from one run")
     return Calibration(weights=tuple(record["weights"]), bias=tuple(record["bias"]))
 
 
 def read_personal(folder: Path, client_id: str) -> PromptSet:
-    """The prompts that a client chose for itself, with its own calibration, found as in `read_calibration`."""
+    """The prompts that a client chose for itself, with its own calibration, found as in `client_folder`."""
     return PromptSet.load(_at_client(folder, client_id, "personal.json"))
 
 
@@ -41,11 +42,20 @@ def client_folder(folder: Path, client_id: str) -> Path:
 
 def _at_client(folder: Path, client_id: str, name: str) -> Path:
     if (folder / name).is_file():
+        if (whose := _whose(folder)) not in (None, client_id):
+            raise DataError(f"{folder} is of client {whose!r}, not of {client_id!r}")
         return folder / name
     known = sorted(p.name for p in (folder / "clients").glob("*") if p.is_dir())
     if client_id not in known:
         raise DataError(f"{folder} has no client {client_id!r}; it has {', '.join(known) or 'none'}")
     return folder / "clients" / client_id / name
+
+
+def _whose(folder: Path) -> object:
+    """The client whose folder this is, where it can be told: it may be a copy."""
+    if (folder / "run.json").is_file():
+        return read_record(folder / "run.json").get("client")
+    return folder.resolve().name if folder.resolve().parent.name == "clients" else None
 
 
 def read_about(prompt: Path) -> dict[str, Any]:

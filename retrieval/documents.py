@@ -117,7 +117,7 @@ def read_documents(path: Path, *, id_column: str = "id", text_column: str = "tex
 
 
 def _of_folder(folder: Path) -> list[Document]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix in (".txt", ".md") and p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".txt", ".md") and p.is_file())
     if not files:
         raise DataError(f"{folder}: no .txt or .md file in it")
     out = []

@@ -60,12 +60,18 @@ Body = TypeVar("Body")
 class Answers:
     """What was found, and who was asked. ``hits``: a list a query, the best first. ``asked``: for each query the owners
     that were asked; ``silent``: those that gave no answer in time, or failed, in one of its steps; ``unfit``: those
-    that can't read a query in the form that it is sent in, and why."""
+    that can't read a query in the form that it is sent in, or share nothing with the asker, and why."""
 
     hits: list[list[Hit]]
     asked: list[tuple[str, ...]]
     silent: tuple[str, ...] = ()
     unfit: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_k(k: int) -> None:
+    """Raises `ConfigError` for a number of passages that can't be asked for."""
+    if not 1 <= k <= MAX_HITS:
+        raise ConfigError(f"a search for k = {k} passages: expected 1 to {MAX_HITS:,}")
 
 
 class FederatedRetriever:
@@ -140,8 +146,7 @@ class FederatedRetriever:
 
         Raises `CapabilityError` where none of the owners takes queries in the form that they are sent in.
         """
-        if not 1 <= k <= MAX_HITS:
-            raise ConfigError(f"a search for k = {k} passages: expected 1 to {MAX_HITS:,}")
+        check_k(k)
         queries = [whole(query) for query in queries]
         vectors = await asyncio.to_thread(self._encoder.encode, queries) if queries else np.zeros((0, 0))
         while not self._one_search.acquire(blocking=False):
@@ -253,16 +258,20 @@ class FederatedRetriever:
         return k * READ_AGAIN if self._n_read is None else max(self._n_read, k)
 
     def _unfit(self, owners: Sequence[str]) -> dict[str, str]:
-        """Owners that could not read the query are told apart before they are sent it."""
+        """Owners that could not read the query, or would show nothing for it, are told apart before they are sent
+        it."""
         wrong = {}
         for owner in owners:
             said = self._described[owner]
-            if self._send not in said.accepts:
+            if said.shares == "nothing":
+                wrong[owner] = "shares nothing with this asker"
+            elif self._send not in said.accepts:
                 wrong[owner] = f"takes {' or '.join(said.accepts)} only"
             elif self._send == "vector" and said.encoder != self._encoder.encoder_id:
                 wrong[owner] = f"has encoder {said.encoder!r}"
-        if wrong and len(wrong) == len(owners):
-            first = ", ".join(f"{owner} {why}" for owner, why in sorted(wrong.items())[:3])
+        unread = {owner: why for owner, why in wrong.items() if self._described[owner].shares != "nothing"}
+        if unread and len(wrong) == len(owners):
+            first = ", ".join(f"{owner} {why}" for owner, why in sorted(unread.items())[:3])
             other = "text" if self._send == "vector" else "vector"
             raise CapabilityError(
                 f"queries are sent as {self._send} (encoder {self._encoder.encoder_id!r}), which none of "

@@ -92,6 +92,8 @@ class LocalIndex:
             raise ConfigError(
                 f"passages of {passage_words} words can't overlap by {overlap_words}: expected 0 to {passage_words - 1}"
             )
+        if kind is not None and kind not in get_args(Kind):
+            raise ConfigError(f"unknown kind {kind!r} of index; known: {', '.join(get_args(Kind))}")
         self.encoder = encoder
         self._kind, self._passage_words, self._overlap_words = kind, passage_words, overlap_words
         self._documents: dict[str, _Entry] = {}
@@ -104,6 +106,7 @@ class LocalIndex:
         self._lexical: LexicalIndex | None = None
         self._generation: str | None = None
         self._place: Path | None = None
+        self._is_saved = True
         self._probe: VectorArray | None = None  # of the encoder that the vectors are of
         self._is_probed = False
         self._lock = threading.RLock()
@@ -149,6 +152,7 @@ class LocalIndex:
         with self._lock:
             rows = np.arange(self._next_row, self._next_row + len(texts))
             if len(texts):  # what may fail comes before what is changed
+                self._is_saved = False
                 self._writable(vectors.shape[1]).add(vectors, rows)
             self._next_row += len(texts)
             self.delete([i for i in changed if i in self._documents])
@@ -179,6 +183,7 @@ class LocalIndex:
             entries = {i: self._documents[i] for i in dict.fromkeys(doc_ids) if i in self._documents}
             rows = [row for entry in entries.values() for row in entry.rows]
             if rows:
+                self._is_saved = False
                 self._writable().remove(np.array(rows, dtype=np.int64))
                 self._lexical = None
             for row in rows:
@@ -298,6 +303,7 @@ class LocalIndex:
                 self._vectors = self._writable().grown(self.kind)
             before = self._generation if place == self._place else None
             (self._generation, wrong), self._place = store.replace(folder, before, self._fill), place
+            self._is_saved = True
             if wrong is not None:
                 raise wrong
 
@@ -326,6 +332,14 @@ class LocalIndex:
                 what = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({type(error).__name__})"
                 raise DataError(f"{folder}: a file of its index is {what}; restore it from a copy") from None
         raise DataError(f"{folder}: is being replaced all the time; try again")
+
+    def reopened(self) -> LocalIndex:
+        """This index; or, where somebody has saved another state of it since it was opened, that one. What was changed
+        here and not saved is kept. Raises as `open`."""
+        with self._lock:
+            if self._place is None or not self._is_saved or store.current(self._place).name == self._generation:
+                return self
+        return LocalIndex.open(self._place, self.encoder)
 
     @classmethod
     def _read(cls, generation: Path, encoder: Encoder) -> LocalIndex:

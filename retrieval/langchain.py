@@ -113,6 +113,13 @@ class IndexVectorStore(VectorStore):
         (hits,) = self.index.search([query], k, kwargs.get("mode", "dense"))
         return [(_passage(hit), hit.score) for hit in hits]
 
+    def _similarity_search_with_relevance_scores(
+        self, query: str, k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        if kwargs.get("mode", "dense") != "dense":
+            raise ConfigError("only dense searches have scores between 0 and 1: use similarity_search_with_score")
+        return super()._similarity_search_with_relevance_scores(query, k, **kwargs)
+
     def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
         _known(kwargs)
         vector = np.array([embedding], dtype=np.float64)

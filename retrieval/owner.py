@@ -149,7 +149,8 @@ class IndexOwner:
             return reply(Failed(reason=type(error).__name__))
 
     def answer(self, task: TaskBody) -> ReplyBody:
-        """Do one task. Raises `RunError` for what the policy does not allow."""
+        """Do one task, from the index as it was last saved. Raises `RunError` for what the policy does not allow."""
+        self._reopen()
         match task:
             case Describe():
                 return self._describe(task)
@@ -167,6 +168,7 @@ class IndexOwner:
         """Make a new centroid from the index as it is, which is paid for. Raises `ConfigError` where the policy has no
         centroid leave, and `RunError` where it would pass ``max_epsilon``."""
         policy = self.policy
+        self._reopen()
         if policy.epsilon is None:
             raise ConfigError(f"the policy of {self.owner_id!r} lets no centroid out (epsilon is None)")
         with self._lock:
@@ -206,6 +208,7 @@ class IndexOwner:
         costs a second. With ``renew``, make another where the one that was released is not given out any more, or is of
         other documents; without, tell the owner. Raises as `release`, and `ConfigError` for another encoder than the
         index was made with."""
+        self._reopen()
         self.index.check_encoder()
         shared = {self.policy.shares, *self.policy.askers.values()} - {"nothing"}
         if self.policy.epsilon is None or not shared:
@@ -219,6 +222,15 @@ class IndexOwner:
                 self.release()
             elif why:
                 log.warning("%s: %s", self.owner_id, why)
+
+    def _reopen(self) -> None:
+        """What was deleted from the index meanwhile, by another process, is found no more."""
+        with self._lock:
+            index = self.index.reopened()
+            if index is not self.index:
+                log.info("%s: the index was changed, and is opened anew: %d documents", self.owner_id, len(index))
+                self.index = index
+                self._granted.clear()  # the numbers of passages may mean others now
 
     # ------------------------------------------------------------ tasks
 

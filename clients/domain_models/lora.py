@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from clients.domain_models.linear import LinearHead
 from promptfed.errors import ConfigError
 from promptfed.fm.weights import find_weights
 from promptfed.types import Encoder, FloatArray
+
+if find_spec("peft") is None:  # told when the kind is named, before a run begins
+    raise ConfigError("domain model 'lora' needs a package more: pip install 'promptfed[lora]'")
 
 RANK, N_ADAPTED = 8, 4
 # What stands behind a text, so that the model is about to sum it up where its state is read: on sentiment, 96 labels,
@@ -125,11 +129,8 @@ class _Shared:
     """The frozen model with places for low-rank matrices in its last layers."""
 
     def __init__(self, name: str) -> None:
-        try:
-            from peft import LoraConfig, get_peft_model
-        except ImportError:
-            raise ConfigError("domain model 'lora' needs a package more: pip install 'promptfed[lora]'") from None
         import torch
+        from peft import LoraConfig, get_peft_model
         from transformers import AutoModel, AutoTokenizer
 
         folder, _ = find_weights(name)

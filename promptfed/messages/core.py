@@ -236,7 +236,7 @@ class Evaluate(Message):
     ``offer`` where the arm needs them; with ``stop``, the client's own calibration is fitted on its texts [0, stop)
     only, as it could have been at the time."""
 
-    arm: str
+    arm: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}(@[0-9]{1,12})?$")]  # names a file at the client
     prompt: PromptSet | None = None
     stack: tuple[float, ...] = ()
     parameters: tuple[float, ...] = ()

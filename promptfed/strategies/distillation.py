@@ -18,7 +18,7 @@ from promptfed.prompts.artefact import PromptSet
 from promptfed.strategies.base import Federation, Round, Steps
 from promptfed.strategies.exchanges import picked
 
-# Of the calls, what goes into public texts at most.
+# Of the calls, what goes into public texts at most, unless nothing else can use them.
 PUBLIC_SHARE = 0.2
 
 
@@ -42,11 +42,12 @@ class Learned:
 class Teacher:
     """Teaches, once or several times: what it has paid for, it does not ask again.
 
-    ``temperature`` divides the FM's log-odds; what it is less sure of than ``min_confidence`` is no lesson.
+    ``temperature`` divides the FM's log-odds; what it is less sure of than ``min_confidence`` is no lesson. With
+    ``spends_all``, calls that unlabelled texts can't use go into public ones, however many.
     """
 
-    def __init__(self, *, temperature: float = 1.0, min_confidence: float = 0.9) -> None:
-        self._temperature, self._min_confidence = temperature, min_confidence
+    def __init__(self, *, temperature: float = 1.0, min_confidence: float = 0.9, spends_all: bool = False) -> None:
+        self._temperature, self._min_confidence, self._spends_all = temperature, min_confidence, spends_all
         self._asked: dict[tuple[str, str], int] = {}  # (prompt_id, client) -> unlabelled texts
         self._said: dict[str, Lessons] = {}  # prompt_id -> what the FM says of public texts
         self._dealt: dict[str, int] = {}  # prompt_id -> public texts that were dealt out
@@ -58,11 +59,13 @@ class Teacher:
         client learned.
         """
         clients = sorted(set(prompts) & set(federation.clients))
-        n_public = yield from self._ask_public(federation, prompts, clients, int(max_fm_calls * PUBLIC_SHARE))
-        left = max_fm_calls - n_public
         asked = {c: self._asked.get((prompts[c].prompt_id, c), 0) for c in clients}
         more = {c: max(federation.unlabelled.get(c, 0) - asked[c], 0) for c in clients}
         wanted = sum(n * len(prompts[c].prompts) for c, n in more.items())
+        for_public = int(max_fm_calls * PUBLIC_SHARE)
+        if self._spends_all:
+            for_public = max(for_public, max_fm_calls - wanted)
+        left = max_fm_calls - (yield from self._ask_public(federation, prompts, clients, for_public))
         scale = min(1.0, left / wanted) if wanted else 0.0
         tasks, grants = {}, {}
         for c, n in more.items():

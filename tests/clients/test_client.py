@@ -418,9 +418,10 @@ def test_a_task_that_failed_reports_the_calls_that_it_made() -> None:
     ("body", "reason"),
     [
         (Score(prompts=(P,), sets=((5,),), stop=3, weights=(1.0,), bias=(0.0, 0.0)), "IndexError"),
-        (Evaluate(arm="no such arm", prompt=PAIR), "UnknownNameError"),
+        (Evaluate(arm="no_such_arm", prompt=PAIR), "UnknownNameError"),
         (Evaluate(arm="fm"), "RunError"),
-        (Evaluate(arm="../../escape", prompt=PAIR), "UnknownNameError"),
+        (Evaluate(arm="../../escape", prompt=PAIR), "WireError"),
+        (Evaluate(arm="fm@/../../../index/released", prompt=PAIR), "WireError"),
     ],
 )
 def test_a_task_that_cannot_be_done_is_a_failed_reply(body: TaskBody, reason: str, tmp_path: Path) -> None:

@@ -225,3 +225,20 @@ def test_every_prefix_of_the_scoring_order_has_about_the_labels_of_the_whole(lab
         for label in set(labels):
             share = (array == label).mean()
             assert abs((array[order[:n]] == label).sum() - n * share) <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (["Good", "bad", "good"], "train has labels Good; expected bad, good"),
+        (["the canary of north sings"], "train has 1 labels that are not among bad, good: is it the right column?"),
+        ([f"word{i}" for i in range(6)], "train has 6 labels that are not among bad, good"),
+        (["canary" * 10], "train has 1 labels"),
+    ],
+)
+def test_labels_that_are_not_expected_are_named_unless_they_may_be_texts(found: list[str], says: str) -> None:
+    with pytest.raises(DataError) as error:
+        assemble([("a", "one", label) for label in found], [], ["bad", "good"], 0)
+
+    assert str(error.value).startswith(says)
+    assert "canary" not in str(error.value)

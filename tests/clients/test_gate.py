@@ -92,6 +92,25 @@ def test_plain_is_plain() -> None:
     assert plain(plain("\u212b\U0001d400")) == plain("\u212b\U0001d400") == "aa"
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("Sørensen", "Sorensen"),
+        ("Sørensen", "Soerensen"),
+        ("Łódź", "Lodz"),
+        ("Đorđe", "Dorde"),
+        ("I\u015f\u0131k", "Isik"),
+        ("Müller", "Mueller"),
+        ("Mu\u0308ller", "MUELLER"),
+        ("Mueller", "Mueller"),
+        ("Ægir", "Aegir"),
+    ],
+)
+def test_a_name_is_stopped_as_others_would_spell_it(name: str, written: str) -> None:
+    assert not LeakGate([f"{name} was here."], []).passes(f"Ask {written}")
+    assert not LeakGate([f"{name} was here."], []).passes(f"Ask {name}")
+
+
 # ---------------------------------------------------------------- properties
 
 word = st.text(alphabet="abcdefghijklmnopqrstuvwxyzäöéß", min_size=3, max_size=9)

@@ -239,7 +239,12 @@ AT = ["--server", "127.0.0.1:9", "--fm", "scripted:overlap"]
         ([*BAD_CLIENT, "--data", "site0-train.csv", "--server", "9", "--fm", "scripted:overlap"], "expected HOST:PORT"),
         ([*BAD_CLIENT, "--data", "site0-train.csv", "--server", "127.0.0.1:9", "--fm", "magic:8"], "unknown FM kind"),
         ([*BAD_CLIENT, "--data", "site0-train.csv", "--key", "none", *AT], "drop one or the other"),
-        ([*BAD_CLIENT, "--data", "site0-train.csv", "--max-centroid-epsilon", "1", *AT], "more than max_epsilon = 1"),
+        ([*BAD_CLIENT, "--data", "site0-train.csv", "--share", "documents", *AT], "--share is about an index"),
+        (
+            [*BAD_CLIENT, "--data", "site0-train.csv", "--index", "x", "--max-centroid-epsilon", "1", *AT],
+            "more than max_epsilon = 1",
+        ),
+        (["search", "server.toml", "x", "-k", "10001"], "expected 1 to 10,000"),
         (["search", "server.toml", "x", "--mode", "lexical"], "needs the query's text: use send='text'"),
     ],
 )

@@ -77,7 +77,7 @@ def test_a_run_tells_who_has_no_label_and_what_the_fm_taught(workspace: Path, tm
 
     assert done.returncode == 0, done.stderr
     assert "no labelled text: stie1" in done.stderr
-    assert "the FM taught 26 texts: score of the domain models 0." in " ".join(done.stderr.split())
+    assert "74 lessons of the FM, over all clients: score of the domain models 0." in " ".join(done.stderr.split())
 
 
 def test_an_existing_folder_is_refused_with_the_way_out(workspace: Path) -> None:
@@ -150,7 +150,7 @@ def test_predict_reads_lines_and_writes_json_lines(workspace: Path) -> None:
 
 def test_predict_answers_line_by_line_also_blank_ones_and_those_with_strange_characters(workspace: Path) -> None:
     fm = ("--fm", "scripted:overlap")
-    text = "The plot seemed superb.\r\n\nThe cast\u2028seemed dreadful.\n"
+    text = "\ufeffThe plot seemed superb.\r\n\nThe cast\u2028seemed dreadful.\n"
 
     for client in ((), ("--client", "site0")):
         done = promptfed("predict", workspace / "out", *fm, *client, stdin=text)
@@ -185,6 +185,46 @@ def test_eval_measures_a_prompt_on_a_file(workspace: Path) -> None:
     assert body["n"] == 24
     assert body["metrics"]["nll"]["value"] > 0.0
     assert 0.0 <= body["metrics"]["accuracy"]["value"] <= 1.0
+
+
+def test_eval_as_a_client_measures_what_predict_answers(workspace: Path, tmp_path: Path) -> None:
+    fm, run, data = ("--fm", "scripted:overlap"), workspace / "out", tmp_path / "site0.csv"
+    with (workspace / "test.csv").open(newline="") as file:
+        mine = [row for row in csv.DictReader(file) if row["client"] == "site0"]
+    text = "".join(row["text"] + "\n" for row in mine)
+    data.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in mine) + " ,negative\n")
+
+    for option in ((), ("--prompt-only",)):
+        answers = promptfed("predict", run, *fm, "--client", "site0", *option, stdin=text).stdout.splitlines()
+        measured = promptfed("eval", run, data, *fm, "--client", "site0", *option, "--json")
+
+        right = [json.loads(line)["label"] == row["label"] for line, row in zip(answers, mine, strict=True)]
+        body = json.loads(measured.stdout)
+        assert (body["n"], body["metrics"]["accuracy"]["value"]) == (12, pytest.approx(np.mean(right)))
+        assert "1 rows with an empty text are left out" in " ".join(measured.stderr.split())
+
+
+def test_eval_says_so_where_another_model_answers_and_asks_nobody_about_labels_it_does_not_know(
+    workspace: Path, tmp_path: Path
+) -> None:
+    run, data = workspace / "out", workspace / "test.csv"
+    (tmp_path / "odd.csv").write_text("text,label\nGood.,Positive\n")
+
+    other = promptfed("eval", run, data, "--fm", "scripted:other")
+    odd = promptfed("eval", run, tmp_path / "odd.csv", "--fm", "openai:none@http://127.0.0.1:9")
+    texts = promptfed("eval", run, data, "--label-column", "text", "--fm", "scripted:overlap")
+
+    assert "tuned on scripted:overlap@0, answered by scripted:other@0" in " ".join(other.stderr.split())
+    assert (odd.returncode, "has labels Positive; expected" in " ".join(odd.stderr.split())) == (2, True)
+    assert (texts.returncode, "is it the right column?" in " ".join(texts.stderr.split())) == (2, True)
+    assert "seemed" not in texts.stderr
+
+
+def test_a_client_has_one_prompt_at_a_time(workspace: Path) -> None:
+    both = promptfed("predict", workspace / "out", "--client", "site0", "--personal", "--prompt-only", stdin="x\n")
+
+    assert both.returncode == 2
+    assert "--personal and --prompt-only are two prompts" in " ".join(both.stderr.split())
 
 
 def test_compare_report_and_methods(workspace: Path) -> None:

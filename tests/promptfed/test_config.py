@@ -58,6 +58,8 @@ def test_overrides_are_toml_where_they_parse_and_strings_where_not() -> None:
         ({**MINIMAL, "task": {"labels": ["only"]}}, "two or more"),
         ({**MINIMAL, "task": {"kind": "regression"}}, "task.kind = 'regression'"),
         ({**MINIMAL, "evaluation": {"baselines": ["magic"]}}, "magic"),
+        ({**MINIMAL, "cascade": {"max_fm_calls": 5}}, "cascade.max_fm_calls does nothing without cascade.target_risk"),
+        ({**MINIMAL, "distillation": {"temperature": 2.0}}, "set distillation.max_fm_calls"),
         ({}, "data.train or [[clients]]"),
         ({**MINIMAL, "clients": [{"id": "a", "train": "x.csv"}]}, "data.train or [[clients]]"),
         ({"clients": [{"id": "a", "train": "x"}, {"id": "a", "train": "y"}]}, "same id"),

@@ -100,7 +100,7 @@ TASK_BODIES: dict[type, st.SearchStrategy[Any]] = {
     ),
     m.Evaluate: st.builds(
         m.Evaluate,
-        arm=st.text(),
+        arm=st.from_regex(r"[a-z0-9_]{1,20}(@[0-9]{1,9})?", fullmatch=True),
         prompt=st.none() | prompt_sets(),
         parameters=numbers,
         lessons=st.none() | lessons,

@@ -17,6 +17,7 @@ from promptfed.errors import DataError
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.messages import STAGES
 from promptfed.predictor import Predictor
+from promptfed.runs import read_about
 from promptfed.types import Hit
 from tests.support import CountingFM, FailingFM, WordEncoder, sentences, wait_for, write_rows
 
@@ -212,3 +213,14 @@ def test_a_domain_model_of_other_labels_or_another_encoder_is_refused(folder: Pa
     for broken in (folder / "config.toml", empty, cut):
         with pytest.raises(DataError, match="not a domain model"):
             load_model(broken, ("negative", "positive"))
+
+
+def test_a_client_s_own_folder_answers_as_that_client_alone(folder: Path, tmp_path: Path) -> None:
+    home = folder / "clients" / "site0"
+    shutil.copytree(home, tmp_path / "copy")
+
+    for place in (home, tmp_path / "copy"):  # a copy does not say whose it is
+        assert Predictor.load(place, fm=ScriptedFM(), client="site0", encoder=WordEncoder()).labels
+    with pytest.raises(DataError, match="is of client 'site0', not of 'site1'"):
+        Predictor.load(home, fm=ScriptedFM(), client="site1", encoder=WordEncoder())
+    assert read_about(home)["fm"] == ScriptedFM().fm_id

@@ -69,11 +69,11 @@ def test_documents_of_a_table_keep_the_other_columns(tmp_path: Path) -> None:
 
 def test_documents_of_a_folder_are_its_text_files(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "b.md").write_text("Two.")
+    (tmp_path / "sub" / "b.MD").write_text("Two.")
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfOne.")
     (tmp_path / "c.pdf").write_text("no")
 
-    assert read_documents(tmp_path) == [Document(doc_id="a.txt", text="One."), Document(doc_id="sub/b.md", text="Two.")]
+    assert read_documents(tmp_path) == [Document(doc_id="a.txt", text="One."), Document(doc_id="sub/b.MD", text="Two.")]
 
 
 @pytest.mark.parametrize(

@@ -586,6 +586,26 @@ async def described(owner: IndexOwner) -> Any:
     return owner.answer(Describe(asker="x"))
 
 
+def test_who_shares_nothing_is_sent_no_query() -> None:
+    it, wire = retriever(owners(law=Policy(shares="nothing")), n_ask=2, send="text")
+
+    answers = it.ask(["the judge of the court"], 2)
+
+    assert set(wire.asked(Search)) == {"cars", "sea"}
+    assert answers.asked == [("cars", "sea")]
+    assert answers.unfit == {"law": "shares nothing with this asker"}
+
+
+def test_where_nobody_shares_nothing_is_found() -> None:
+    it, wire = retriever(owners(Policy(shares="nothing")))
+
+    answers = it.ask(QUERIES, 2)
+
+    assert wire.asked(Search) == []
+    assert (answers.hits, answers.silent) == ([[]] * 4, ())
+    assert sorted(answers.unfit) == sorted(TOPICS)
+
+
 def test_no_queries_and_impossible_ones() -> None:
     it, wire = retriever(owners())
 

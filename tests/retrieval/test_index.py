@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -740,3 +740,8 @@ def test_a_save_waits_for_another_and_says_so_in_the_end(tmp_path: Path, monkeyp
         with pytest.raises(DataError, match=r"another process has been saving for 0.1 s"):
             index.save(tmp_path)
         assert LocalIndex.open(tmp_path, WordEncoder()).doc_ids == ("leave", "pay", "fire")
+
+
+def test_an_unknown_kind_is_told_at_once() -> None:
+    with pytest.raises(ConfigError, match="unknown kind 'HNSW' of index; known: flat"):
+        LocalIndex(WordEncoder(), kind=cast(Any, "HNSW"))

@@ -107,6 +107,8 @@ def test_a_store_gives_cosines_and_relevance_between_0_and_1() -> None:
     assert (best.id, best.page_content, best.metadata) == ("law0", "a judge", {"n": 0})
     assert score == pytest.approx(1.0, abs=1e-5)
     assert (same.id, relevance) == ("law0", pytest.approx(1.0, abs=1e-5))
+    with pytest.raises(ConfigError, match="only dense searches have scores between 0 and 1"):
+        store.similarity_search_with_relevance_scores("a judge", 2, mode="lexical")
 
 
 def test_a_store_searches_by_words_and_by_vector() -> None:

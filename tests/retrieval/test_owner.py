@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,44 @@ def test_a_document_deleted_after_it_was_found_is_not_shown() -> None:
     it.index.delete(["first"])
 
     assert asked(it, Fetch(asker="south", passages=(int(found.arrays[1][0, 0]),)))[0].texts == ("",)
+
+
+def test_what_another_process_deletes_is_found_no_more(tmp_path: Path) -> None:
+    owner().index.save(tmp_path)
+    it = IndexOwner("north", LocalIndex.open(tmp_path, WordEncoder()), Policy(shares="documents"))
+    before, _ = asked(it, query("canary secret", k=1))
+    (number,) = before.arrays[1][0].tolist()
+
+    other = LocalIndex.open(tmp_path, WordEncoder())
+    other.delete(["first"])
+    other.add([Document(doc_id="fourth", text="a new secret")])
+    other.save(tmp_path)
+
+    assert asked(it, Fetch(asker="south", passages=(number,)))[0].texts == ("",)
+    after, _ = asked(it, query("canary secret", k=1))
+    shown, data = asked(it, Fetch(asker="south", passages=(int(after.arrays[1][0, 0]),)))
+    assert shown.texts == ("a new secret",)
+    assert b"canary" not in data
+
+
+def test_what_the_owner_changed_and_did_not_save_is_not_dropped(tmp_path: Path) -> None:
+    owner().index.save(tmp_path)
+    it = IndexOwner("north", LocalIndex.open(tmp_path, WordEncoder()), Policy(shares="documents"))
+    it.index.add([Document(doc_id="fourth", text="a new secret")])
+    LocalIndex.open(tmp_path, WordEncoder()).save(tmp_path)
+
+    asked(it, query("secret"))
+
+    assert "fourth" in it.index
+
+
+def test_an_index_whose_folder_is_gone_is_not_searched(tmp_path: Path) -> None:
+    owner().index.save(tmp_path / "ix")
+    it = IndexOwner("north", LocalIndex.open(tmp_path / "ix", WordEncoder()), Policy(shares="documents"))
+
+    shutil.rmtree(tmp_path / "ix")
+
+    assert asked(it, query("canary"))[0] == Failed(reason="DataError")
 
 
 @pytest.mark.parametrize(

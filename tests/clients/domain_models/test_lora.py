@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +71,15 @@ def test_the_packaged_model_learns_from_a_few_reviews(monkeypatch: pytest.Monkey
     assert right.mean() >= 0.65
     assert 30_000 < len(model.parameters) < 100_000
     lora._shared.cache_clear()
+
+
+def test_without_its_package_it_is_refused_where_it_is_named() -> None:
+    code = (
+        "import importlib.util as u; find = u.find_spec; "
+        "u.find_spec = lambda name, *a: None if name == 'peft' else find(name, *a); "
+        "from promptfed.plugins import DOMAIN_MODELS, find as named; named(DOMAIN_MODELS, 'domain model', 'lora')"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert "ConfigError: domain model 'lora' needs a package more: pip install 'promptfed[lora]'" in done.stderr

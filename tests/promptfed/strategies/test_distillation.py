@@ -85,6 +85,18 @@ def test_without_unlabelled_texts_the_public_ones_teach() -> None:
     assert sum(give.grants.values()) == 0
 
 
+@pytest.mark.parametrize(("unlabelled", "n_public"), [({}, 10), ({"a": 30, "b": 10}, 8), ({"a": 20, "b": 11}, 9)])
+def test_calls_that_nothing_else_can_use_go_into_public_texts(unlabelled: dict[str, int], n_public: int) -> None:
+    teacher = Teacher(spends_all=True)
+
+    (teach, give), _ = finish(
+        teacher.distil(federation(unlabelled=unlabelled), dict.fromkeys("ab", PROMPT), 40), learning
+    )
+
+    assert sum(teach.grants.values()) == n_public
+    assert sum(give.grants.values()) <= min(40 - n_public, sum(unlabelled.values()))
+
+
 def test_nobody_who_learned_is_a_run_error() -> None:
     with pytest.raises(RunError, match="no client learned"):
         finish(
