@@ -26,7 +26,7 @@ from clients.personal import Chosen
 from clients.scores import ScoreStore
 from clients.tasks import METHOD_TASKS
 from evaluators import answers, metrics
-from promptfed.errors import BudgetError, WireError
+from promptfed.errors import BudgetError, DataError, WireError
 from promptfed.files import write_whole
 from promptfed.fm.base import BaseFM
 from promptfed.fm.decorators import Budgeted, Metered, Reached
@@ -101,7 +101,8 @@ class Client:
         self.fm = Budgeted(self._meter)
         self._history = TaskHistory(folder / f"{history}.msgpack" if folder is not None else None)
         self._restored = not self._history.tasks
-        self._n_calls = sum(decode_reply(known).usage.fm_calls for known in self._history.replies)
+        told = [decode_reply(known).usage for known in self._history.replies]
+        self._n_calls, self._usd = sum(usage.fm_calls for usage in told), sum((usage.usd for usage in told), 0.0)
         self._seed = seed
         self.encoder = encoder
         self.public_encoder = public_encoder or encoder
@@ -132,8 +133,13 @@ class Client:
         def reply(body: ReplyBody) -> bytes:
             # What was granted and is gone counts as called, whether or not the model answered.
             usage = replace(self._meter.usage, fm_calls=granted - self.fm.grant)
-            before, self._n_calls = self._n_calls, self._n_calls + usage.fm_calls
-            return encode(Reply(round=number, client_id=self.client_id, usage=usage, calls_before=before, body=body))
+            calls, usd = self._n_calls, self._usd
+            # As a reply carries it: the sum has to be the same after a restart.
+            self._n_calls, self._usd = calls + usage.fm_calls, usd + float(np.float32(usage.usd))
+            made = Reply(
+                round=number, client_id=self.client_id, usage=usage, calls_before=calls, usd_before=usd, body=body
+            )
+            return encode(made)
 
         try:
             await self.restore()
@@ -153,18 +159,25 @@ class Client:
             return reply(Failed(reason=type(error).__name__))
 
     async def restore(self) -> None:
-        """Do again what an earlier process of this client did, as far as it changed the client."""
+        """Do again what an earlier process of this client did, as far as it changed the client. Raises `DataError`
+        where answers of the FM are lost that it had then."""
         if self._restored:
             return
-        self._restored = True
         try:
             for task, replied in zip(map(decode_task, self._history.tasks), self._history.replies, strict=True):
-                self.fm.grant = decode_reply(replied).usage.fm_calls
+                spent = decode_reply(replied).usage
+                self._meter.usage, self.fm.grant = Usage(), spent.fm_calls
                 caught_up = isinstance(task.body, Score) and self.fm.grant > 0
                 if caught_up or isinstance(task.body, Ask | Vote | Distil | Unlearn | Evaluate):
                     await self._do(task)
+                    if self._meter.usage.failed_calls > spent.failed_calls:
+                        raise DataError(
+                            f"the journal of client {self.client_id!r} lacks answers that its history tells of: "
+                            "restore it from a copy, or give the client another folder"
+                        )
         finally:
             self.fm.grant = 0
+        self._restored = True
 
     async def _do(self, task: Task) -> ReplyBody:
         match task.body:
@@ -181,6 +194,7 @@ class Client:
                     n_unlabelled=len(self.data.unlabelled),
                     domain_model=self.domain.kind if self.labels else "",
                     soft_space=self.fm.soft_space,
+                    is_priced=self.fm.is_priced,
                 )
             case Write():
                 answers = await self.fm.complete(task.body.requests)

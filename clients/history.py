@@ -13,6 +13,7 @@ from pathlib import Path
 import msgpack
 
 from promptfed.errors import DataError
+from promptfed.files import append_whole
 
 
 class TaskHistory:
@@ -44,9 +45,7 @@ class TaskHistory:
         if self._path is None:
             self._replies.clear()
         else:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab") as file:
-                file.write(msgpack.packb([task, reply]))
+            append_whole(self._path, msgpack.packb([task, reply]))
         self._replies[_digest(task)] = reply
 
 

@@ -16,9 +16,10 @@ import numpy.typing as npt
 from scipy.special import log_softmax, logsumexp
 
 from clients.data import client_rng
+from promptfed.errors import WireError
 from promptfed.messages.methods import CountNgrams, NgramCounts, Policy, PolicyStep, packed, unpacked
 from promptfed.prompts.calibration import centre
-from promptfed.prompts.ngrams import joined, ngrams_of
+from promptfed.prompts.ngrams import LEAST_TEXTS, MAX_NGRAMS, MAX_WORDS, joined, ngrams_of
 from promptfed.prompts.slots import draw, floored, policy_gradient
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import FloatArray, FMResponse, IntArray
@@ -30,13 +31,18 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 async def count_ngrams(client: Client, task: CountNgrams) -> NgramCounts:
-    """In how many of the client's texts each n-gram stands; 0 for less than ``least``. No FM call."""
+    """In how many of the client's texts each n-gram stands; 0 for less than `LEAST_TEXTS`. No FM call.
+
+    Raises `WireError` for more of them, or longer ones, than the method asks about: with n-grams of its choice a server
+    could follow a text from word to word.
+    """
     wanted, texts = set(task.ngrams), client.data.train.texts
-    max_words = max((len(ngram.split()) for ngram in wanted), default=1)
+    if len(wanted) > MAX_NGRAMS or any(len(ngram.split()) > MAX_WORDS for ngram in wanted):
+        raise WireError(f"asked to count {len(wanted)} n-grams: expected {MAX_NGRAMS} of {MAX_WORDS} words at most")
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(wanted & ngrams_of(text, max_words))
-    shown = tuple(counts[ngram] if counts[ngram] >= task.least else 0 for ngram in task.ngrams)
+        counts.update(wanted & ngrams_of(text, MAX_WORDS))
+    shown = tuple(counts[ngram] if counts[ngram] >= LEAST_TEXTS else 0 for ngram in task.ngrams)
     return NgramCounts(n=len(texts), counts=shown)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clients.data import Labelled, client_rng
+from promptfed.errors import WireError
 from promptfed.messages import Votes
 from promptfed.messages.methods import Relabel
 from promptfed.prompts.grammar import Draft
@@ -26,8 +27,11 @@ MAX_SHOT_WORDS = 40
 async def relabel(client: Client, task: Relabel) -> Votes:
     """Probabilities of the labels in 255ths, from one FM call a text; uniform where the FM failed.
 
-    A text of the context is asked about with a prompt that leaves it out: it must not be shown its own label.
+    A text of the context is asked about with a prompt that leaves it out: it must not be shown its own label. Raises
+    `WireError` unless each label has its words: with words of its choice a server could have the FM spell out a shot.
     """
+    if len(task.words) != len(client.labels):
+        raise WireError(f"words for {len(task.words)} labels, and there are {len(client.labels)}")
     shots = draw_shots(client.data.train, task.n_shots, client_rng(task.seed, client.client_id))
     rng = client_rng(task.seed, client.client_id, 1)
     shown = [*shots, *task.context]

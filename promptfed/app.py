@@ -250,7 +250,7 @@ class Simulation(Conductor):
         proposer = load_fm(config.fm.proposer, **more) if config.fm.proposer else scorer
         self.fm = scorer if proposer is scorer else Routed(scorer, proposer)
         self.fm_in_process = self.fm.in_process
-        if config.budget.max_usd is not None and config.fm.prices is None and not self.fm_in_process:
+        if config.budget.max_usd is not None and not self.fm.is_priced:
             raise ConfigError("budget.max_usd needs to know what tokens cost: name a file in fm.prices (docs/fm.md)")
         for capability in sorted(self.needs):
             self.fm.require(capability, f"method {method.name!r}")
@@ -348,7 +348,9 @@ class Simulation(Conductor):
 
         checkpoint = Checkpoint(self.folder / "checkpoint" / fleet if self.folder else None)
         transport = InProcessTransport(clients, restore)
-        return Server(transport, self.ledger, self.events, checkpoint, self.limits, fleet=fleet), restore
+        return Server(
+            transport, self.ledger, self.events, checkpoint, self.limits, fleet=fleet, sizes=self.sizes
+        ), restore
 
 
 def _pool(clients: Sequence[ClientData]) -> tuple[ClientData, dict[str, Any]]:

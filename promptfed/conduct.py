@@ -100,6 +100,7 @@ class Conductor(ABC):
         self, config: Config, task: TaskText, method: Strategy, folder: Path | None, listeners: Sequence[Listener]
     ) -> None:
         self.config, self.task, self.method, self.folder = config, task, method, folder
+        self.sizes: dict[str, int] = {}  # of clients, in texts
         kind = config.task.kind
         if kind not in method.card.kinds:
             raise ConfigError(
@@ -155,6 +156,12 @@ class Conductor(ABC):
             if len(kinds) > 1:
                 told = ", ".join(f"{c}: {kind}" for kind, c in sorted(kinds.items()))
                 raise ConfigError(f"the clients use different {what} ({told}); all have to use the same")
+        unpriced = [c for c, j in sorted(joined.items()) if not j.is_priced]
+        if self.config.budget.max_usd is not None and unpriced:
+            raise ConfigError(
+                f"budget.max_usd needs to know what tokens cost, and client {unpriced[0]!r} does not say it: promptfed "
+                "client --prices (docs/fm.md)"
+            )
         for c, j in sorted(joined.items()):
             for capability in sorted(self.needs):
                 if not satisfies(j.capabilities, capability):

@@ -5,6 +5,7 @@ Paths in a file are relative to the file. ``--set a.b=c`` values are TOML where 
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -305,13 +306,14 @@ def load_config(source: Path | Mapping[str, Any] | Config, overrides: Sequence[s
 
 def dump_toml(config: Config) -> str:
     """The configuration as TOML, with absolute paths, so that a run folder says what was run."""
-    raw = config.model_dump(mode="json", exclude_none=True)
-    top = {k: v for k, v in raw.items() if not isinstance(v, dict | list)}
+    raw = config.model_dump(exclude_none=True)
+    top = {k: v for k, v in raw.items() if not isinstance(v, dict | list | tuple)}
     lines = [f"{k} = {_toml(v)}" for k, v in top.items()]
     for name, table in raw.items():
-        for entry in table if isinstance(table, list) else [table]:
+        is_list = isinstance(table, list | tuple)
+        for entry in table if is_list else [table]:
             if isinstance(entry, dict):
-                lines += ["", f"[[{name}]]" if isinstance(table, list) else f"[{name}]"]
+                lines += ["", f"[[{name}]]" if is_list else f"[{name}]"]
                 lines += [f"{k} = {_toml(v)}" for k, v in entry.items()]
     return "\n".join(lines) + "\n"
 
@@ -319,16 +321,9 @@ def dump_toml(config: Config) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str):
-        escaped = (
-            value.replace("\\", "\\\\")
-            .replace('"', '\\"')
-            .replace("\n", "\\n")
-            .replace("\t", "\\t")
-            .replace("\r", "\\r")
-        )
-        return f'"{escaped}"'
-    if isinstance(value, list):
+    if isinstance(value, str | Path):
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's strings are JSON's
+    if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"

@@ -180,7 +180,16 @@ class NetworkRun(Conductor):
 
     def open(self, fleet: str) -> Server:
         checkpoint = Checkpoint(self._folder / "checkpoint" / fleet)
-        server = Server(self._flower, self.ledger, self.events, checkpoint, self.limits, run=self._run_id, fleet=fleet)
+        server = Server(
+            self._flower,
+            self.ledger,
+            self.events,
+            checkpoint,
+            self.limits,
+            run=self._run_id,
+            fleet=fleet,
+            sizes=self.sizes,
+        )
         server.expect_absent(set(self.client_ids) - self._flower.clients)
         return server
 

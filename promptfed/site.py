@@ -59,7 +59,7 @@ def join_federation(
 
     training, held_out = rows(train), rows(test)
     besides = read_texts(unlabelled, text_column=text_column) if unlabelled is not None else []
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # a new one is for its owner alone: words are in it
     with claimed(folder):
         model = load_fm(fm, prices=prices, cache=cache)
         reader = load_encoder(encoder)

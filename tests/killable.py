@@ -21,8 +21,8 @@ from clients import client, history
 from promptfed import conduct
 from promptfed import folder as run_folder
 from promptfed.federation import checkpoint
+from promptfed.fm import journal
 from promptfed.fm.base import WrappedFM
-from promptfed.fm.journal import RecordingFM
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.prompts import artefact
 from promptfed.types import FMRequest, FMResponse
@@ -95,7 +95,7 @@ def main() -> None:
     killer = Killer(int(rest[0]) if rest else 0, rest[1] if rest else "before")
     for module in (run_folder, conduct, client, checkpoint, artefact):
         module.write_whole = killer.whole(module.write_whole)  # type: ignore[attr-defined]
-    RecordingFM._append = killer.appending(RecordingFM._append, lambda fm: fm._path)  # type: ignore[method-assign]
+    journal.append_whole = killer.appending(journal.append_whole, lambda path: path)  # type: ignore[attr-defined]
     history.TaskHistory.add = killer.appending(history.TaskHistory.add, lambda h: h._path)  # type: ignore[method-assign]
     log = conduct.EventLog
     log._append = killer.appending(log._append, lambda e: e._path)  # type: ignore[method-assign]

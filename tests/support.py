@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import errno
 import gzip
 import hashlib
+import os
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 
 from clients.client import Client
 from clients.data import ClientData, Labelled, scoring_order
@@ -274,3 +277,17 @@ def write_rows(path: Path, by_client: Mapping[str, Labelled]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("client", "text", "label"), *rows])
     return path
+
+
+def full_after(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    """A disk that takes ``n`` more bytes of what is appended, and then no more."""
+    write, left = os.write, [n]
+
+    def limited(file: int, data: Any) -> int:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = write(file, bytes(data)[: left[0]])
+        left[0] -= taken
+        return taken
+
+    monkeypatch.setattr(os, "write", limited)

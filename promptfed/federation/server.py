@@ -22,6 +22,10 @@ from promptfed.types import Transport
 
 # Rounds in a row that a client may have missed and still be waited for while it catches up.
 CATCH_UP = 2
+# Tokens that one call may have taken, retries and all labels together; far more than any does.
+MAX_TOKENS = 10_000_000
+# Bytes of a reply; the parameters of a LoRA domain model have 300 thousand.
+MAX_REPLY = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,17 +60,23 @@ class Server:
         *,
         run: str = "run",
         fleet: str = "tuning",
+        sizes: dict[str, int] | None = None,
     ) -> None:
+        """``sizes``: how many texts each client has, as it said when it joined; shared by the fleets of a run."""
         self._transport, self._ledger, self._events = transport, ledger, events
         self._checkpoint = checkpoint or Checkpoint(None)
         self._limits = limits or Limits()
         self._run, self._fleet = run, fleet
+        self._sizes = {} if sizes is None else sizes
         self.round = 0
         self._since = 0.0
         self._missed: defaultdict[str, int] = defaultdict(int)  # rounds in a row that it was asked and did not answer
+        self._absent: set[str] = set()  # whom no round waits for; unlike the above, no task tells of it
         self._booked: defaultdict[str, int] = defaultdict(int)  # FM calls that a client has told of
+        self._booked_usd: defaultdict[str, float] = defaultdict(float)
         self._owed: defaultdict[str, int] = defaultdict(int)  # granted to it since it last replied
         self._owed_usd: defaultdict[str, float] = defaultdict(float)  # that it may have spent since then
+        self._is_limited = False  # whether the money of this round is
         self._untold: defaultdict[str, int] = defaultdict(int)  # booked, and in no reply that a method was sent
         self._joiners: dict[str, Join] = {}
         self._welcome: Callable[[str, Joined], None] = lambda _client, _joined: None
@@ -78,7 +88,7 @@ class Server:
 
     def expect_absent(self, clients: Iterable[str]) -> None:
         """Don't let a round wait for ``clients`` until they have answered one."""
-        self._missed.update(dict.fromkeys(clients, CATCH_UP + 1))
+        self._absent = set(clients)
 
     async def drive(self, steps: Steps[T], phase: Phase, max_fm_calls: int) -> T:
         """Run a method to its end. No round is sent whose grants would pass ``max_fm_calls``."""
@@ -131,6 +141,7 @@ class Server:
         for client, grant in round_.grants.items():
             self._owed[client] += grant
         grants = {c: round_.grants.get(c, 0) + again.get(c, 0) for c in {**self._joiners, **round_.tasks}}
+        self._is_limited = phase == "tuning" and self._limits.max_usd is not None
         usd = self._share_money(grants, phase)
         tasks = {
             client: encode(
@@ -151,8 +162,11 @@ class Server:
         if saved is not None:
             replies, seconds = saved
         else:
-            awaited = [c for c in round_.tasks if not self._missed[c] or c in again] or list(round_.tasks)
-            replies = await self._transport.exchange(tasks, awaited, self._limits.deadline_s)
+            here = [c for c in round_.tasks if c not in self._absent]
+            awaited = [c for c in here if not self._missed[c] or c in again] or list(round_.tasks)
+            came = await self._transport.exchange(tasks, awaited, self._limits.deadline_s)
+            # What is too large is malformed, and not kept: in memory a reply is some fifty times its bytes.
+            replies = {client: data if len(data) <= MAX_REPLY else b"" for client, data in came.items()}
             seconds = perf_counter() - self._since  # with what the method took to get here
         answers = {client: self._reply(replies.get(client), client) for client in tasks}
         good = {c: a for c, a in answers.items() if isinstance(a, Reply) and not isinstance(a.body, Failed)}
@@ -166,6 +180,7 @@ class Server:
         for client in tasks:
             if client in replies:
                 self._missed[client] = 0
+                self._absent.discard(client)
             elif client in round_.tasks:
                 self._missed[client] += 1
         spent = self._book(tasks, replies, answers)
@@ -228,8 +243,10 @@ class Server:
             account.bytes_up += len(replies.get(client, b""))
             if isinstance(answer, Reply):
                 calls = self._calls(answer)
-                account.add(replace(answer.usage, fm_calls=calls))
+                usd = self._money(answer)
+                account.add(replace(answer.usage, fm_calls=calls, usd=usd))
                 self._booked[client] += calls
+                self._booked_usd[client] += usd
                 self._untold[client] += calls
                 self._owed[client] = 0
                 self._owed_usd[client] = 0.0
@@ -239,6 +256,11 @@ class Server:
     def _calls(self, reply: Reply) -> int:
         """FM calls of the task, and of earlier ones whose replies were lost."""
         return max(reply.calls_before - self._booked[reply.client_id], 0) + reply.usage.fm_calls
+
+    def _money(self, reply: Reply) -> float:
+        """The same in USD. What 32-bit floats make of the same sum is no difference."""
+        before = self._booked_usd[reply.client_id]
+        return (reply.usd_before - before if reply.usd_before > before * (1 + 1e-6) else 0.0) + reply.usage.usd
 
     def _whole(self, reply: Reply) -> Reply:
         return replace(reply, usage=replace(reply.usage, fm_calls=self._untold.pop(reply.client_id, 0)))
@@ -254,7 +276,20 @@ class Server:
         # A reply to an undecodable task names no round and spent nothing.
         in_time = reply.round == self.round or (reply.round == 0 and isinstance(reply.body, Failed))
         named = reply.client_id == client and in_time
-        return reply if named and self._calls(reply) <= self._owed[client] else "malformed"
+        return reply if named and self._may_be(reply) else "malformed"
+
+    def _may_be(self, reply: Reply) -> bool:
+        """Whether what it says of itself can be: no more calls or money than were granted, no more tokens than so many
+        calls can take, and no sums over more texts than the client has."""
+        client, usage = reply.client_id, reply.usage
+        if isinstance(reply.body, Joined):
+            self._sizes.setdefault(client, max(reply.body.n_train, reply.body.n_test))
+        return (
+            self._calls(reply) <= self._owed[client]
+            and (not self._is_limited or self._money(reply) <= self._owed_usd[client] * (1 + 1e-6))
+            and usage.prompt_tokens + usage.completion_tokens <= MAX_TOKENS * usage.fm_calls
+            and getattr(reply.body, "n", 0) <= self._sizes.get(client, math.inf)
+        )
 
 
 def _reason(answer: Reply | str) -> str:

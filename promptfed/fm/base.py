@@ -53,6 +53,11 @@ class BaseFM(ABC):
     @abstractmethod
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]: ...
 
+    @property
+    def is_priced(self) -> bool:
+        """Whether it is known what its answers cost."""
+        return self.in_process
+
     def most_usd(self, _: Sequence[FMRequest]) -> float:
         """What these requests can cost at most, in USD."""
         return 0.0
@@ -112,6 +117,10 @@ class WrappedFM(BaseFM):
     @property
     def in_process(self) -> bool:
         return self._inner.in_process
+
+    @property
+    def is_priced(self) -> bool:
+        return self._inner.is_priced
 
     @property
     def soft_space(self) -> SoftSpace | None:

@@ -78,6 +78,10 @@ class Routed(WrappedFM):
     def in_process(self) -> bool:
         return self._inner.in_process and self._proposer.in_process
 
+    @property
+    def is_priced(self) -> bool:
+        return self._inner.is_priced and self._proposer.is_priced
+
     async def complete(self, requests: Sequence[FMRequest]) -> list[FMResponse]:
         answers: dict[int, FMResponse] = {}
         for model, kind in ((self._proposer, TextRequest), (self._inner, LabelRequest)):

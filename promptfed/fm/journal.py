@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from promptfed.errors import DataError
-from promptfed.files import cut_back
+from promptfed.files import append_whole, cut_back
 from promptfed.fm.base import BaseFM, WrappedFM
 from promptfed.types import Capability, FMRequest, FMResponse
 
@@ -48,7 +47,9 @@ def read_journal(path: Path) -> dict[str, FMResponse]:
         except ValueError:
             if not line.endswith(b"\n"):
                 break
-            raise DataError(f"{path}, line {number}: not an answer of this version; delete the journal") from None
+            raise DataError(
+                f"{path}, line {number}: not an answer of this version; give the client another folder"
+            ) from None
         answers[record.key] = record.answer
     return answers
 
@@ -90,18 +91,9 @@ class RecordingFM(WrappedFM):
             fresh = dict.fromkeys(missing, FMResponse(error="not in the journal"))
         answered = {key: answer for key, answer in fresh.items() if answer.error is None}
         if answered:
-            self._append("".join(_line(key, answer) for key, answer in answered.items()).encode())
+            append_whole(self._path, "".join(_line(key, answer) for key, answer in answered.items()).encode())
             self._answers |= answered
         return [self._answers.get(k) or fresh[k] for k in keys]
-
-    def _append(self, lines: bytes) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            while lines:  # one system call, unless the disk is full or the batch is huge
-                lines = lines[os.write(file, lines) :]
-        finally:
-            os.close(file)
 
 
 class ReplayFM(BaseFM):

@@ -89,6 +89,10 @@ class Priced(WrappedFM):
         super().__init__(inner)
         self._price = price
 
+    @property
+    def is_priced(self) -> bool:
+        return True
+
     def most_usd(self, requests: Sequence[FMRequest]) -> float:
         exact = Capability.PROMPT_LOGPROBS in self.capabilities
         # A label of several tokens is read behind its prompt, which makes a prompt more.

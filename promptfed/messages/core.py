@@ -23,6 +23,19 @@ from promptfed.types import Capability, FloatArray, LabelRequest, SoftSpace, Tex
 Choice = Literal["global", "cluster", "own", "mixed"]
 
 
+# How many texts a client can have.
+Size = Annotated[int, Field(ge=0, le=2**31)]
+# What a number of one text may be that has no bounds of its own: more than any honest one, and few enough to add up.
+MOST = 1e6
+
+
+def within(n: int, low: float, high: float, *sums: float) -> None:
+    """Raise `WireError` for a sum over ``n`` texts, each of which has ``low`` to ``high``, that can't be one."""
+    least, most = (n * bound * (1 + 1e-5) for bound in (low, high))  # numbers travel as 32-bit floats
+    if any(not least - 1e-3 <= value <= most + 1e-3 for value in sums):
+        raise WireError(f"a sum over {n} texts is not within {n * low:g} and {n * high:g}")
+
+
 class Message:
     """What every message has: no field that is not its own, no number that is not finite."""
 
@@ -254,18 +267,19 @@ class Evaluate(Message):
 class Joined(Message):
     """``fm`` is the id of the foundation model that the client asks, ``capabilities`` what that can do; ``encoder`` is
     what its domain model, of kind ``domain_model``, reads with; ``soft_space`` is where soft prompts live, if the model
-    takes any."""
+    takes any; ``is_priced`` says whether the client knows what its answers cost."""
 
     fm: str
     encoder: str
     capabilities: tuple[Capability, ...]
-    n_train: Count
-    n_test: Count
+    n_train: Size
+    n_test: Size
     labels: tuple[str, ...]
-    n_dropped: Count
-    n_unlabelled: Count = 0
+    n_dropped: Size
+    n_unlabelled: Size = 0
     domain_model: str = ""
     soft_space: SoftSpace | None = None
+    is_priced: bool = False
     kind: Literal["joined"] = "joined"
 
 
@@ -321,6 +335,10 @@ class Scored(Message):
     diff_sq: tuple[float, ...]
     kind: Literal["scored"] = "scored"
 
+    def __post_init__(self) -> None:
+        within(self.n, 0.0, 1.0, *self.total, *self.diff_sq)
+        within(self.n, -1.0, 1.0, *self.diff)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MomentSums(Message):
@@ -330,6 +348,10 @@ class MomentSums(Message):
     total: tuple[float, ...]
     squares: tuple[float, ...]
     kind: Literal["moment_sums"] = "moment_sums"
+
+    def __post_init__(self) -> None:
+        within(self.n, -MOST, MOST, *self.total)
+        within(self.n, 0.0, MOST**2, *self.squares)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,6 +371,8 @@ class NewtonPart(Message):
 
     def __post_init__(self) -> None:
         size = len(self.gradient)
+        within(self.n, -MOST, MOST, self.loss, *self.gradient)
+        within(max(self.n, 1), 0.0, MOST**2, self.scale)  # 1 where the Hessian is 0
         if len(self.hessian) != size * (size + 1) or not np.isfinite(np.frombuffer(self.hessian, dtype="<f2")).all():
             raise WireError(f"no triangle of a Hessian of {size} parameters")
 
@@ -385,6 +409,9 @@ class Trained(Message):
     parameters: tuple[float, ...]
     kind: Literal["trained"] = "trained"
 
+    def __post_init__(self) -> None:
+        within(1, -MOST, MOST, *self.parameters)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distilled(Message):
@@ -398,6 +425,9 @@ class Distilled(Message):
     after: float
     diff_sq: float
     kind: Literal["distilled"] = "distilled"
+
+    def __post_init__(self) -> None:
+        within(self.n, 0.0, 1.0, self.before, self.after, self.diff_sq)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -429,6 +459,10 @@ class Evaluated(Message):
     answered: tuple[Count, ...] = ()
     wrong: tuple[Count, ...] = ()
     kind: Literal["evaluated"] = "evaluated"
+
+    def __post_init__(self) -> None:
+        within(1, -MOST, MOST, *self.values.values())
+        within(1, 0.0, MOST, *self.errors.values(), self.calls_per_prediction)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,10 +41,9 @@ def unpacked(data: bytes, *shape: int) -> FloatArray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountNgrams(Message):
-    """Say in how many of your texts each of these public n-grams stands, and 0 where it is less than ``least``."""
+    """Say in how many of your texts each of these public n-grams stands, and 0 where it is in few."""
 
     ngrams: tuple[str, ...]
-    least: Count
     kind: Literal["count_ngrams"] = "count_ngrams"
 
 

@@ -83,14 +83,15 @@ class Task(Message):
 class Reply(Message):
     """``usage`` is what the task cost at the FM, journaled answers included: a task costs the same if done again.
 
-    ``calls_before``: FM calls of this client's earlier tasks in the fleet, so that the server learns what a task cost
-    whose reply was lost.
+    ``calls_before`` and ``usd_before``: FM calls of this client's earlier tasks in the fleet, and their money, so that
+    the server learns what a task cost whose reply was lost.
     """
 
     round: Count
     client_id: str
     usage: Usage
     calls_before: Count = 0
+    usd_before: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     body: Annotated[ReplyBody, Field(discriminator="kind")]
 
 
@@ -98,8 +99,11 @@ _ADAPTERS: dict[type, TypeAdapter[Any]] = {Task: TypeAdapter(Task), Reply: TypeA
 
 
 def encode(message: Task | Reply) -> bytes:
-    """The message as bytes on the wire."""
-    packed: bytes = msgpack.packb(_plain(message), use_single_float=True)
+    """The message as bytes on the wire. Raises `WireError` for a number that it can't carry."""
+    try:
+        packed: bytes = msgpack.packb(_plain(message), use_single_float=True)
+    except OverflowError as error:
+        raise WireError(f"{message.body.kind}: {error}") from None
     return packed
 
 

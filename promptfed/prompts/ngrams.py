@@ -18,6 +18,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+# Longest n-grams, how many are counted, and in how many texts of a client one must stand for the client to say so: a
+# client's promises, whatever a server asks.
+MAX_WORDS, MAX_NGRAMS, LEAST_TEXTS = 3, 800, 3
 # An n-gram does not go beyond a mark that ends a clause; digits and underscores make no word.
 _CLAUSE = re.compile(r"[^\w'@#\s-]+|\n|--+")
 _WORD = re.compile(r"(?<![\w'])[^\W\d_]+(?:['-][^\W\d_]+)*(?![\w'])")

@@ -39,7 +39,7 @@ from promptfed.messages.methods import CountNgrams, NgramCounts, Policy, PolicyS
 from promptfed.prompts.artefact import PromptSet
 from promptfed.prompts.calibration import prior
 from promptfed.prompts.grammar import Draft, Materials, draft_like
-from promptfed.prompts.ngrams import candidates, counted, joined, ranked
+from promptfed.prompts.ngrams import MAX_NGRAMS, MAX_WORDS, candidates, counted, joined, ranked
 from promptfed.prompts.slots import entropy, floored, most_probable
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Card, Federation, Steps
@@ -49,8 +49,6 @@ from promptfed.strategies.proposal import gather
 from promptfed.strategies.session import N_FINALISTS, RESERVE, Session
 from promptfed.types import Capability
 
-# Longest n-grams, how many are counted, and in how many texts of a client one must stand for the client to say so.
-MAX_WORDS, MAX_CANDIDATES, LEAST_TEXTS = 3, 800, 3
 # Texts, over all clients, that choose the template.
 TEMPLATE_TEXTS = 25
 # Share of the calls that writing may take at most (`proposal.gather`).
@@ -127,8 +125,8 @@ class FedOneBDPL:
         federation = session.federation
         written = [text for texts in materials.exemplars for text in texts]
         public = [federation.instruction, *federation.words, *federation.public, *written]
-        ngrams = candidates(public, MAX_WORDS, MAX_CANDIDATES)
-        body = CountNgrams(ngrams=tuple(ngrams), least=LEAST_TEXTS)
+        ngrams = candidates(public, MAX_WORDS, MAX_NGRAMS)
+        body = CountNgrams(ngrams=tuple(ngrams))
         replies = yield from session.exchange("count_ngrams", dict.fromkeys(federation.clients, body))
         parts = picked(replies, NgramCounts, lambda b: len(b.counts) == len(ngrams) and max(b.counts, default=0) <= b.n)
         n, counts = sum(p.n for p in parts.values()), np.sum([p.counts for p in parts.values()], axis=0)

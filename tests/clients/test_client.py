@@ -112,6 +112,7 @@ def test_join_says_how_many_and_which_labels_occur() -> None:
             labels=("positive",),
             n_dropped=3,
             domain_model="linear",
+            is_priced=True,
         ),
     )
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from clients.history import TaskHistory
 from promptfed.errors import DataError
+from tests.support import full_after
 
 DONE = [(b"task 1", b"reply 1"), (b"task 2", b"reply 2"), (b"task 3", b"")]
 
@@ -68,3 +69,17 @@ def test_a_file_of_another_kind_is_refused_by_name(tmp_path: Path, content: byte
         TaskHistory(path)
 
     assert path.read_bytes() == content
+
+
+def test_a_disk_that_was_full_for_a_moment_takes_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "history.msgpack")
+    history, whole = TaskHistory(path), path.read_bytes()
+
+    full_after(monkeypatch, 3)
+    with pytest.raises(OSError, match="No space"):
+        history.add(b"task 4", b"reply 4")
+    monkeypatch.undo()
+    assert path.read_bytes() == whole
+    history.add(b"task 5", b"reply 5")
+
+    assert TaskHistory(path).tasks == (b"task 1", b"task 2", b"task 3", b"task 5")

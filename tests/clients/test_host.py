@@ -128,6 +128,23 @@ def test_a_host_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     assert (more.usage.fm_calls, fm.n_calls) == (2, 2)  # twelve it remembers
 
 
+def test_a_journal_that_lost_answers_is_told_of_and_no_score_is_made_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, _ = a_host(tmp_path)
+    tell(host, JOIN)
+    tell(host, ASK, number=2)
+    (journal,) = tmp_path.glob("run1/journal-*.jsonl")
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
+
+    restarted, fm = a_host(tmp_path)
+    replies = [tell(restarted, Ask(prompts=(P,), stop=14), number=n).body for n in (3, 4)]
+
+    assert replies == [Failed(reason="DataError")] * 2
+    assert fm.n_calls == 0
+    assert "lacks answers that its history tells of" in caplog.text
+
+
 def test_runs_are_kept_apart(tmp_path: Path) -> None:
     host, _ = a_host(tmp_path)
     tell(host, JOIN)

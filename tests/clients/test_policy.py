@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.messages import Failed, Reply, Task, decode_reply, encode
 from promptfed.messages.methods import CountNgrams, NgramCounts, Policy, PolicyStep, packed, unpacked
+from promptfed.prompts.ngrams import ngrams_of
 from promptfed.prompts.template import PromptTemplate
 from promptfed.types import Capability, FMRequest, FMResponse, LabelRequest
 from tests.support import LABELS, CountingFM, FailingFM, WordEncoder, client_data, wait_for
@@ -256,13 +258,19 @@ def test_a_censored_label_speaks_against_its_prompt() -> None:
 def test_counts_by_hand_and_small_ones_are_kept_at_home() -> None:
     client = a_client(FailingFM())
     texts = client.data.train.texts
-    ngrams = ("the film", "seemed", "no such thing")
-    exact = [sum(ngram in text.lower() for text in texts) for ngram in ngrams]
+    pairs = Counter(pair for text in texts for pair in ngrams_of(text, 2) if " " in pair)
+    ngrams = ("seemed", "no such thing", *sorted(pairs))
 
-    shown, _ = sent(client, CountNgrams(ngrams=ngrams, least=1))
-    hidden, _ = sent(client, CountNgrams(ngrams=ngrams, least=max(exact[0] + 1, 1)))
+    reply, _ = sent(client, CountNgrams(ngrams=ngrams))
 
-    assert exact[1] == len(texts) > exact[0] > 0
-    assert shown.body == NgramCounts(n=20, counts=tuple(exact))
-    assert hidden.body == NgramCounts(n=20, counts=(0, 20, 0))
-    assert shown.usage.fm_calls == 0
+    assert {1, 2, 3} <= set(pairs.values())
+    expected = (20, 0, *(pairs[pair] if pairs[pair] >= 3 else 0 for pair in sorted(pairs)))
+    assert reply.body == NgramCounts(n=20, counts=expected)
+    assert reply.usage.fm_calls == 0
+
+
+@pytest.mark.parametrize("ngrams", [("the film seemed good",), tuple(f"w{i}" for i in range(801))])
+def test_what_would_follow_a_text_from_word_to_word_is_not_counted(ngrams: tuple[str, ...]) -> None:
+    reply, _ = sent(a_client(FailingFM()), CountNgrams(ngrams=ngrams))
+
+    assert reply.body == Failed(reason="WireError")

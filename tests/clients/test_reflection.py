@@ -173,6 +173,17 @@ def test_the_gate_counts_what_it_stops_and_no_prompt_of_it_is_tried() -> None:
     assert len(asked(counting)[1]) == 8
 
 
+@pytest.mark.parametrize("known", [(), ("a whole sentence of known words",), ("x",) * 300])
+def test_a_server_can_not_open_the_gate_with_a_dictionary(known: tuple[str, ...]) -> None:
+    client, _ = a_client(TellTale(lambda text: f"Consider {text}"))
+    texts = client.data.train.texts
+
+    told = (*known, *texts, *(word for text in texts for word in text.split())) if len(known) == 300 else texts
+    done = wait_for(reflect(client, a_task(known=told)))
+
+    assert done == Reflected(instruction="", n_stopped=1)
+
+
 def test_a_model_that_fails_brings_nothing() -> None:
     client, _ = a_client(FailingFM())
 

@@ -9,7 +9,7 @@ from clients.data import ClientData, Labelled
 from clients.relabelling import MAX_SHOT_WORDS, draw_shots
 from promptfed.fm.base import BaseFM
 from promptfed.fm.scripted import ScriptedFM
-from promptfed.messages import Reply, Task, Votes, decode_reply, encode
+from promptfed.messages import Failed, Reply, Task, Votes, decode_reply, encode
 from promptfed.messages.methods import Relabel
 from promptfed.types import LabelRequest
 from tests.support import LABELS, CountingFM, FailingFM, WordEncoder, client_data, wait_for
@@ -84,6 +84,15 @@ def test_a_task_without_a_grant_makes_no_call_and_fails() -> None:
 
     assert fm.n_calls == 0
     assert reply.body.kind == "failed"
+
+
+def test_words_of_the_server_s_choice_are_refused() -> None:
+    """With a vocabulary for labels it could have the FM spell a shot out, word by word."""
+    fm = CountingFM(ScriptedFM())
+
+    reply = handled(fm, a_task(words=("the", "plot", "film")), 2)
+
+    assert (fm.n_calls, reply.body) == (0, Failed(reason="WireError"))
 
 
 def test_shots_are_drawn_by_label_on_one_line_and_cut() -> None:

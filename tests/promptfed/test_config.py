@@ -89,6 +89,7 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path) -> None:
             "clients": [{"id": 'a "b"', "train": "/x/a.csv"}, {"id": "c", "train": "/x/c.csv", "test": "/x/t.csv"}],
             "task": {"instruction": 'Two\nlines, "quoted" \\ and\ttabbed', "verbalizer": {"pos": "good", "neg": "bad"}},
             "budget": {"max_usd": 0.5},
+            "method": {"name": "aug_pe", "options": {"epsilon": float("inf"), "note": "\x0b\x7f\u2028\u00e9"}},
         }
     )
 

@@ -26,6 +26,7 @@ from promptfed.types import Capability, LabelRequest, TextRequest
 number = st.floats(width=32, allow_nan=False, allow_infinity=False)
 count = st.integers(min_value=0, max_value=2**40)
 word = st.text(min_size=1, max_size=8).filter(lambda w: bool(w.strip()))
+size = st.integers(min_value=0, max_value=2**31)
 texts = st.lists(st.text(max_size=20), max_size=4).map(tuple)
 numbers = st.lists(number, max_size=6).map(tuple)
 
@@ -54,15 +55,28 @@ label_requests = st.builds(LabelRequest, prefix=st.text(), text=st.text(), suffi
 text_requests = st.builds(
     TextRequest, prompt=st.text(), max_tokens=count, temperature=number, top_p=number, seed=count, stop=texts
 )
-measured = st.dictionaries(st.text(max_size=10), number, max_size=4)
+many = st.integers(min_value=50, max_value=2**31)  # texts
+
+
+def upto(most: float) -> st.SearchStrategy[float]:
+    return st.floats(0.0, most, width=32)
+
+
+def sums(low: float, high: float) -> st.SearchStrategy[tuple[float, ...]]:
+    """Over 50 texts or more."""
+    between = st.floats(float(np.float32(low)), float(np.float32(high)), width=32)
+    return st.lists(between, max_size=6).map(tuple)
+
+
+measured = st.dictionaries(st.text(max_size=10), upto(2**19), max_size=4)
 
 
 @st.composite
 def newton_parts(draw: st.DrawFn) -> m.NewtonPart:
     size = draw(st.integers(0, 4))
-    numbers = draw(st.lists(number, min_size=size, max_size=size))
+    numbers = draw(st.lists(st.floats(-50e6, 50e6, width=32), min_size=size, max_size=size))
     hessian = np.array(draw(st.lists(st.floats(-9, 9), min_size=size * size, max_size=size * size))).reshape(size, size)
-    part = NewtonSums(n=draw(count), loss=draw(number), gradient=np.array(numbers), hessian=hessian + hessian.T)
+    part = NewtonSums(n=draw(many), loss=draw(upto(50e6)), gradient=np.array(numbers), hessian=hessian + hessian.T)
     made = m.NewtonPart.of(part)
     return replace(made, scale=float(np.float32(made.scale)))
 
@@ -112,10 +126,10 @@ REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
         fm=st.text(),
         encoder=st.text(),
         capabilities=st.just((Capability.TEXT,)),
-        n_train=count,
-        n_test=count,
+        n_train=size,
+        n_test=size,
         labels=texts,
-        n_dropped=count,
+        n_dropped=size,
     ),
     m.Written: st.builds(m.Written, texts=texts),
     m.Weighed: st.builds(
@@ -124,15 +138,15 @@ REPLY_BODIES: dict[type, st.SearchStrategy[Any]] = {
         n_tokens=st.lists(st.lists(count, max_size=3).map(tuple), max_size=3).map(tuple),
     ),
     m.Votes: st.builds(m.Votes, n_labels=count, shares=st.binary(max_size=30)),
-    m.Scored: st.builds(m.Scored, n=count, total=numbers, diff=numbers, diff_sq=numbers),
-    m.MomentSums: st.builds(m.MomentSums, n=count, total=numbers, squares=numbers),
+    m.Scored: st.builds(m.Scored, n=many, total=sums(0.0, 50.0), diff=sums(-50.0, 50.0), diff_sq=sums(0.0, 50.0)),
+    m.MomentSums: st.builds(m.MomentSums, n=many, total=sums(-50e6, 50e6), squares=sums(0.0, 50e12)),
     m.NewtonPart: newton_parts(),
     m.Adopted: st.builds(m.Adopted, n_calibration=count),
-    m.Trained: st.builds(m.Trained, n=count, parameters=numbers),
+    m.Trained: st.builds(m.Trained, n=count, parameters=sums(-1e6, 1e6)),
     m.RiskCounts: st.builds(m.RiskCounts, n=count, answered=counts, wrong=counts),
     m.Unlearned: st.builds(m.Unlearned),
-    m.Distilled: st.builds(m.Distilled, n_lessons=count, n=count, before=number, after=number, diff_sq=number),
-    m.Evaluated: st.builds(m.Evaluated, n=count, values=measured, errors=measured, calls_per_prediction=number),
+    m.Distilled: st.builds(m.Distilled, n_lessons=count, n=many, before=upto(50), after=upto(50), diff_sq=upto(50)),
+    m.Evaluated: st.builds(m.Evaluated, n=count, values=measured, errors=measured, calls_per_prediction=upto(2**19)),
     m.Failed: st.builds(m.Failed, reason=st.sampled_from(["ValueError", "FMError"])),
 }
 
@@ -255,7 +269,44 @@ def test_numbers_travel_as_32_bit_floats() -> None:
     assert isinstance(received.body, m.Trained)
     assert received.body.parameters[0] == pytest.approx(0.1, rel=1e-7)
     # 5 bytes a number (a type byte and 4 of the number), and less than 100 for everything else.
-    assert 5000 <= len(m.encode(sent)) < 5200
+    assert 5000 <= len(m.encode(sent)) < 5300
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        (m.Scored, {"total": (5.1,)}),
+        (m.Scored, {"total": (-0.1,)}),
+        (m.Scored, {"diff": (-5.1,)}),
+        (m.Scored, {"diff_sq": (1e30,)}),
+        (m.MomentSums, {"total": (3e38,), "squares": ()}),
+        (m.MomentSums, {"total": (), "squares": (-1.0,)}),
+        (m.Trained, {"parameters": (3e38,)}),
+        (m.Distilled, {"before": 6.0}),
+        (m.Evaluated, {"values": {"accuracy": 1.7e38}}),
+        (m.Evaluated, {"errors": {"accuracy": -1.0}}),
+        (m.NewtonPart, {"loss": 1e30}),
+        (m.NewtonPart, {"scale": 1e30}),
+    ],
+)
+def test_a_sum_that_can_not_be_one_is_a_wire_error(kind: Any, changes: dict[str, Any]) -> None:
+    fields_of: dict[Any, dict[str, Any]] = {
+        m.Scored: {"total": (5.0,), "diff": (-5.0,), "diff_sq": (5.0,)},
+        m.MomentSums: {"total": (-5e6,), "squares": (5e12,)},
+        m.Trained: {"parameters": (-1e6,)},
+        m.Distilled: {"n_lessons": 3, "before": 5.0, "after": 0.0, "diff_sq": 5.0},
+        m.Evaluated: {"values": {"accuracy": 1.0}, "errors": {"accuracy": 0.0}, "calls_per_prediction": 3.0},
+        m.NewtonPart: {"loss": 5e6, "gradient": (), "scale": 1.0, "hessian": b""},
+    }
+    kind(n=5, **fields_of[kind])
+
+    with pytest.raises(WireError, match="a sum over"):
+        kind(n=5, **{**fields_of[kind], **changes})
+
+
+def test_a_number_that_is_too_large_for_the_wire_is_a_wire_error() -> None:
+    with pytest.raises(WireError, match="score"):
+        m.encode(replace(TASK, body=replace(TASK.body, weights=(1e300,))))
 
 
 def test_equal_messages_have_equal_bytes() -> None:

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 
 import pytest
 
 from promptfed.errors import BudgetError, QuorumError, RunError
+from promptfed.federation.checkpoint import Checkpoint
 from promptfed.federation.events import EventLog
 from promptfed.federation.inprocess import InProcessTransport
-from promptfed.federation.server import Limits, Server
+from promptfed.federation.server import MAX_REPLY, Limits, Server
 from promptfed.ledger import Ledger, Usage
-from promptfed.messages import Adopted, Failed, Joined, Reply, ReplyBody, Task, decode_task, encode
+from promptfed.messages import (
+    Adopted,
+    Failed,
+    Joined,
+    Reply,
+    ReplyBody,
+    Scored,
+    Task,
+    Trained,
+    Votes,
+    decode_task,
+    encode,
+)
 from promptfed.strategies.base import Round, Steps
 from promptfed.types import FMResponse
 from tests.support import JOIN, wait_for
@@ -271,6 +285,33 @@ def test_what_a_silent_client_may_have_spent_is_not_given_out_again() -> None:
     assert post.sent[1]["a"].usd == 3.75  # 8 less a's quarter less b's half of 8
 
 
+def test_money_of_a_reply_that_was_lost_is_booked_when_the_client_replies_again() -> None:
+    def handle(task: Task) -> bytes | None:
+        if task.round == 2:
+            return None
+        usage = Usage(fm_calls=task.grant, usd=0.1 * task.grant)
+        before = 0.0 if task.round == 1 else 0.3
+        calls = {1: 0, 3: 3}[task.round]
+        return encode(
+            Reply(round=task.round, client_id="a", usage=usage, calls_before=calls, usd_before=before, body=JOINED)
+        )
+
+    post, ledger = Post({"a": handle}), Ledger()
+    s = Server(post, ledger, EventLog(), limits=Limits(max_usd=6.0, quorum=0.0))
+    lost = Round(name="r", tasks={"a": JOIN}, grants={"a": 2}, optional=True)
+
+    def method() -> Steps[None]:
+        yield Round(name="r", tasks={"a": JOIN}, grants={"a": 1})
+        yield lost
+        yield Round(name="r", tasks={"a": JOIN}, grants={"a": 1})
+
+    wait_for(s.drive(method(), "tuning", 10))
+
+    total = ledger.total("tuning")
+    assert total.fm_calls == 4
+    assert total.usd == pytest.approx(0.4)
+
+
 def test_limits_are_for_tuning_only() -> None:
     s, post = priced(Limits(max_tokens=1))
 
@@ -296,6 +337,18 @@ def test_failed_malformed_and_missing_replies_are_logged_and_left_out() -> None:
 
     assert set(got) == {"a"}
     assert events.events[-1]["failures"] == {"b": "DataError", "c": "malformed", "d": "no answer"}
+
+
+def test_a_reply_that_is_too_large_is_malformed_and_not_kept(tmp_path: Path) -> None:
+    huge = encode(Reply(round=1, client_id="a", usage=Usage(), body=Votes(n_labels=1, shares=bytes(MAX_REPLY))))
+    post, events = Post({"a": lambda _: huge, "b": says(JOINED)}), EventLog()
+    s = Server(post, Ledger(), events, Checkpoint(tmp_path), limits=Limits(quorum=0.01))
+
+    (got,) = wait_for(s.drive(rounds({}), "tuning", 0))
+
+    assert set(got) == {"b"}
+    assert events.events[0]["failures"] == {"a": "malformed"}
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 10_000
 
 
 def test_a_round_that_nobody_answered_is_a_run_error_with_the_reasons() -> None:
@@ -343,6 +396,54 @@ def test_no_round_waits_for_a_client_that_did_not_answer_until_it_has_answered_o
 
     assert [sorted(replies) for replies in got] == [["a"], ["a"], ["a", "b"], ["a", "b"]]
     assert post.awaited == [["a", "b"], ["a"], ["a"], ["a", "b"]]
+
+
+def test_whom_no_round_waits_for_is_sent_the_same_bytes() -> None:
+    """A run that goes on may find others connected than when it began, and its tasks have to be those of before."""
+
+    def method() -> Steps[None]:
+        yield Round(name="ask", tasks={"a": JOIN, "b": JOIN}, grants={"a": 5})
+        for _ in range(2):
+            yield Round(name="score", tasks={"a": JOIN, "b": JOIN}, again={"a": 5})
+
+    answers = iter([None, JOINED, JOINED])
+    first, everybody, _, _ = server({"a": lambda _: None, "b": says(JOINED)})
+    again, late, _, _ = server({"a": lambda t: (body := next(answers)) and says(body)(t), "b": says(JOINED)})
+
+    wait_for(first.drive(method(), "tuning", 10))
+    again.expect_absent({"a"})
+    wait_for(again.drive(method(), "tuning", 10))
+
+    assert everybody.awaited == [["a", "b"]] * 3
+    assert late.awaited == [["b"], ["b"], ["a", "b"]]
+    assert late.sent[:2] == everybody.sent[:2]
+
+
+@pytest.mark.parametrize(
+    ("body", "usage", "good"),
+    [
+        (Scored(n=4, total=(4.0,), diff=(), diff_sq=()), Usage(fm_calls=1), True),
+        (Scored(n=5, total=(4.0,), diff=(), diff_sq=()), Usage(fm_calls=1), False),  # of 4 texts
+        (Trained(n=2**40, parameters=(1.0,)), Usage(), False),
+        (JOINED, Usage(fm_calls=1, prompt_tokens=2000, usd=0.5), True),
+        (JOINED, Usage(fm_calls=1, prompt_tokens=10**15), False),
+        (JOINED, Usage(prompt_tokens=1), False),
+        (JOINED, Usage(fm_calls=1, usd=1e9), False),
+    ],
+)
+def test_what_can_not_be_is_malformed(body: ReplyBody, usage: Usage, good: bool) -> None:
+    def handle(task: Task) -> bytes:
+        is_first = task.round == 1
+        said = (Usage(), JOINED) if is_first else (usage, body)
+        return encode(Reply(round=task.round, client_id="a", usage=said[0], body=said[1]))
+
+    post, ledger = Post({"a": handle, "b": says(JOINED)}), Ledger()
+    s = Server(post, ledger, EventLog(), limits=Limits(max_usd=6.0, max_tokens=10**9, quorum=0.01))
+
+    got = wait_for(s.drive(rounds({}, {"a": 2}, {"a": 1}), "tuning", 10))
+
+    assert ("a" in got[1]) == good
+    assert ledger.total("tuning").usd <= 6.0
 
 
 def test_who_may_catch_up_is_waited_for_until_it_has_missed_a_third_round() -> None:

@@ -13,7 +13,7 @@ from promptfed.errors import DataError
 from promptfed.fm.journal import RecordingFM, ReplayFM, read_journal, request_key
 from promptfed.fm.scripted import ScriptedFM
 from promptfed.types import FMRequest, LabelRequest, TextRequest
-from tests.support import CountingFM, FailingFM, wait_for
+from tests.support import CountingFM, FailingFM, full_after, wait_for
 
 LABEL = LabelRequest(prefix="Text:", text=" a private text", suffix="\nLabel:", labels=(" bad", " good"))
 WRITE = TextRequest(prompt="Write:", max_tokens=5, temperature=0.5, top_p=0.9, seed=3)
@@ -201,3 +201,19 @@ def test_rubbish_in_bytes_is_a_data_error(tmp_path: Path) -> None:
 
     with pytest.raises(DataError):
         read_journal(path)
+
+
+def test_a_disk_that_was_full_for_a_moment_takes_no_answer_but_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    fm, _ = recording(path)
+    wait_for(fm.complete(requests(2)))
+
+    full_after(monkeypatch, 10)
+    with pytest.raises(OSError, match="No space"):
+        wait_for(fm.complete(requests(3)))
+    monkeypatch.undo()
+    wait_for(fm.complete(requests(4)))
+
+    assert len(read_journal(path)) == 4

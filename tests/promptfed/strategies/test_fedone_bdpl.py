@@ -192,7 +192,7 @@ def test_a_reply_of_another_size_or_not_finite_is_left_out() -> None:
 def test_a_client_that_owes_an_answer_is_passed_over() -> None:
     federation = a_federation(3, 900)
     session, policy, rng = Session(federation), a_policy(), np.random.default_rng(0)
-    task = CountNgrams(ngrams=(), least=1)
+    task = CountNgrams(ngrams=())
     finish(session.exchange("policy_step", {"c001": task}, {"c001": 5}, optional=True), lambda _: {})
 
     turns = [c for _ in range(6) for c in policy.next_clients(session, 1, rng)]

@@ -180,7 +180,7 @@ def test_a_client_projects_the_vectors_of_its_encoder() -> None:
 # ---------------------------------------------------------------- what is made of scores
 
 
-def scored(*totals: float, n: int = 5) -> Scored:
+def scored(*totals: float, n: int = 20) -> Scored:
     diff = tuple(t - totals[0] for t in totals)
     return Scored(n=n, total=totals, diff=diff, diff_sq=tuple(d * d for d in diff))
 

@@ -57,7 +57,7 @@ class Gate:
             outer = h11.Connection(h11.SERVER)
             while True:
                 request, body = await _request(outer, reader)
-                if request.method != b"POST" or request.target not in PATHS:
+                if not _is_passed(request):
                     await _refuse(outer, writer, 404)
                     return
                 if inner is None or inner[0].at_eof():  # SuperLink ends connections that are idle for some seconds
@@ -109,6 +109,10 @@ class Gate:
                 raise ConnectionError("SuperLink closed the connection")
 
 
+def _is_passed(request: h11.Request) -> bool:
+    return request.method == b"POST" and request.target in PATHS
+
+
 async def _request(connection: h11.Connection, reader: asyncio.StreamReader) -> tuple[h11.Request, bytes]:
     """The next request and its body. Raises OSError when the client has gone, h11's error for what is no HTTP."""
     request: h11.Request | None = None
@@ -119,6 +123,8 @@ async def _request(connection: h11.Connection, reader: asyncio.StreamReader) -> 
             connection.receive_data(await asyncio.wait_for(reader.read(CHUNK), IDLE_S))
         elif isinstance(event, h11.Request):
             request = event
+            if not _is_passed(request):  # its body is not waited for
+                return request, b""
         elif isinstance(event, h11.Data):
             body += event.data
             if len(body) > MAX_BODY:
