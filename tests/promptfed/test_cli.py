@@ -194,14 +194,13 @@ def test_eval_as_a_client_measures_what_predict_answers(workspace: Path, tmp_pat
     text = "".join(row["text"] + "\n" for row in mine)
     data.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in mine) + " ,negative\n")
 
-    for option in ((), ("--prompt-only",)):
-        answers = promptfed("predict", run, *fm, "--client", "site0", *option, stdin=text).stdout.splitlines()
-        measured = promptfed("eval", run, data, *fm, "--client", "site0", *option, "--json")
+    answers = promptfed("predict", run, *fm, "--client", "site0", stdin=text).stdout.splitlines()
+    measured = promptfed("eval", run, data, *fm, "--client", "site0", "--json")
 
-        right = [json.loads(line)["label"] == row["label"] for line, row in zip(answers, mine, strict=True)]
-        body = json.loads(measured.stdout)
-        assert (body["n"], body["metrics"]["accuracy"]["value"]) == (12, pytest.approx(np.mean(right)))
-        assert "1 rows with an empty text are left out" in " ".join(measured.stderr.split())
+    right = [json.loads(line)["label"] == row["label"] for line, row in zip(answers, mine, strict=True)]
+    body = json.loads(measured.stdout)
+    assert (body["n"], body["metrics"]["accuracy"]["value"]) == (12, pytest.approx(np.mean(right)))
+    assert "1 rows with an empty text are left out" in " ".join(measured.stderr.split())
 
 
 def test_eval_says_so_where_another_model_answers_and_asks_nobody_about_labels_it_does_not_know(
