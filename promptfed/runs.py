@@ -55,7 +55,9 @@ def _whose(folder: Path) -> object:
     """The client whose folder this is, where it can be told: it may be a copy."""
     if (folder / "run.json").is_file():
         return read_record(folder / "run.json").get("client")
-    return folder.resolve().name if folder.resolve().parent.name == "clients" else None
+    place = folder.resolve()
+    is_in_run = place.parent.name == "clients" and (place.parent.parent / "events.jsonl").is_file()
+    return place.name if is_in_run else None
 
 
 def read_about(prompt: Path) -> dict[str, Any]:
