@@ -20,7 +20,7 @@ from clients.gate import LeakGate
 from clients.scores import Said
 from promptfed.messages.methods import Reflect, Reflected, Wins, Won
 from promptfed.prompts.calibration import Calibration
-from promptfed.prompts.feedback import critique_prompt, read_instruction, rewrite_prompt, rewritten
+from promptfed.prompts.feedback import MAX_KNOWN, critique_prompt, read_instruction, rewrite_prompt, rewritten
 from promptfed.types import FloatArray, IntArray, TextRequest
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 MAX_MISTAKES = 4
 # Of a batch whose answers are known beforehand, so much may be mistakes: a rewrite has to keep what is right, too.
 MISTAKE_SHARE = 0.5
-# Words that are let through because public texts have them: a server that named a dictionary would open the leak gate.
-MAX_KNOWN = 300
 # By how much a mean score has to be higher to be higher: scores are sums of rounded numbers.
 MARGIN = 1e-9
 

@@ -20,6 +20,8 @@ app.add_typer(cache_app, name="cache")
 app.add_typer(keys_app, name="keys")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+# Options of `client` that say how its index is shared.
+ABOUT_INDEX = ("share", "accept", "hourly_queries", "centroid_epsilon", "max_centroid_epsilon", "renew_centroid")
 
 
 @app.command("server")
@@ -43,6 +45,7 @@ def server_command(
 
 @app.command("client")
 def client_command(
+    context: typer.Context,
     client_id: Annotated[str, typer.Option("--id", help="This client's id, as the server knows it.")],
     server: Annotated[str, typer.Option("--server", help="Where the server is, HOST:PORT.")],
     data: Annotated[
@@ -91,24 +94,19 @@ def client_command(
         Path | None, typer.Option("--index", help="Index that others may search, from: promptfed index add.")
     ] = None,
     share: Annotated[
-        str | None,
-        typer.Option(
-            "--share", help="What askers see of a passage: nothing, scores, snippets (the default) or documents."
-        ),
-    ] = None,
-    accept: Annotated[
-        str | None, typer.Option("--accept", help="Queries taken as: text, vector, or text,vector (the default).")
-    ] = None,
+        str, typer.Option("--share", help="What askers see of a passage: nothing, scores, snippets or documents.")
+    ] = "snippets",
+    accept: Annotated[str, typer.Option("--accept", help="Queries taken as: text, vector, or text,vector.")] = (
+        "text,vector"
+    ),
     hourly_queries: Annotated[
         int | None,
         typer.Option("--hourly-queries", min=1, help="Queries of the index an hour that askers may send, together."),
     ] = None,
     centroid_epsilon: Annotated[
-        float | None,
-        typer.Option(
-            "--centroid-epsilon", help="Privacy of the centroid that routes queries (8); 0: none is given out."
-        ),
-    ] = None,
+        float,
+        typer.Option("--centroid-epsilon", help="Privacy of the centroid that routes queries; 0: none is given out."),
+    ] = 8.0,
     max_centroid_epsilon: Annotated[
         float | None,
         typer.Option("--max-centroid-epsilon", help="What all its releases may cost together; one release by default."),
@@ -123,23 +121,17 @@ def client_command(
     from promptfed.site import join_federation
     from retrieval.owner import Policy
 
-    about_index = {
-        "--share": share,
-        "--accept": accept,
-        "--hourly-queries": hourly_queries,
-        "--centroid-epsilon": centroid_epsilon,
-        "--max-centroid-epsilon": max_centroid_epsilon,
-        "--renew-centroid": renew_centroid or None,
-    }
-    if index is None and (without := [name for name, value in about_index.items() if value is not None]):
-        raise ConfigError(f"{without[0]} is about an index that others may search: it needs --index")
-    epsilon = 8.0 if centroid_epsilon is None else centroid_epsilon
+    for name in ABOUT_INDEX:
+        source = context.get_parameter_source(name)
+        if index is None and source is not None and source.name != "DEFAULT":
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(f"{option} is about an index that others may search: it needs --index")
     policy = Policy(
-        shares=cast(Any, share or "snippets"),
-        accepts=cast(Any, tuple(form.strip() for form in (accept or "text,vector").split(","))),
+        shares=cast(Any, share),
+        accepts=cast(Any, tuple(form.strip() for form in accept.split(","))),
         hourly_queries=hourly_queries,
-        epsilon=epsilon or None,
-        max_epsilon=epsilon if max_centroid_epsilon is None else max_centroid_epsilon,
+        epsilon=centroid_epsilon or None,
+        max_epsilon=centroid_epsilon if max_centroid_epsilon is None else max_centroid_epsilon,
     )
     tell("promptfed")
     join_federation(

@@ -19,7 +19,7 @@ from promptfed.types import TaskKind
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class ClientFiles(_Section):
@@ -306,14 +306,13 @@ def load_config(source: Path | Mapping[str, Any] | Config, overrides: Sequence[s
 
 def dump_toml(config: Config) -> str:
     """The configuration as TOML, with absolute paths, so that a run folder says what was run."""
-    raw = config.model_dump(exclude_none=True)
-    top = {k: v for k, v in raw.items() if not isinstance(v, dict | list | tuple)}
+    raw = config.model_dump(mode="json", exclude_none=True)
+    top = {k: v for k, v in raw.items() if not isinstance(v, dict | list)}
     lines = [f"{k} = {_toml(v)}" for k, v in top.items()]
     for name, table in raw.items():
-        is_list = isinstance(table, list | tuple)
-        for entry in table if is_list else [table]:
+        for entry in table if isinstance(table, list) else [table]:
             if isinstance(entry, dict):
-                lines += ["", f"[[{name}]]" if is_list else f"[{name}]"]
+                lines += ["", f"[[{name}]]" if isinstance(table, list) else f"[{name}]"]
                 lines += [f"{k} = {_toml(v)}" for k, v in entry.items()]
     return "\n".join(lines) + "\n"
 
@@ -321,9 +320,9 @@ def dump_toml(config: Config) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str | Path):
-        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's strings are JSON's
-    if isinstance(value, list | tuple):
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's strings are JSON's
+    if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"

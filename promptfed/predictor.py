@@ -19,14 +19,14 @@ from scipy.special import softmax
 
 from clients.cascade import passes_on
 from clients.domain_models.base import load_model, smoothed
-from promptfed.errors import ConfigError, DataError
+from promptfed.errors import ConfigError
 from promptfed.fm.base import BaseFM, run_sync
 from promptfed.messages import STAGES
 from promptfed.prompts.artefact import Prediction, PromptSet
 from promptfed.prompts.calibration import Calibration
 from promptfed.prompts.passages import fitting, grounded, outvoted
 from promptfed.prompts.template import PromptTemplate
-from promptfed.runs import client_folder, read_calibration, read_record
+from promptfed.runs import client_folder, read_calibration, read_made_for, read_record
 from promptfed.types import DomainModel, Encoder, FloatArray, Hit, Retriever
 
 # Passages that are looked for, and the tokens that they may take in a prompt.
@@ -106,9 +106,7 @@ class Predictor:
         """
         home = client_folder(Path(folder), client)
         final = _stage(home, "prompt.json", "calibration.json")
-        record = read_record(home / "stacker.json")
-        if record.get("prompt_id") != final.prompt.prompt_id:
-            raise DataError(f"{home}: stacker.json is of another prompt than prompt.json; copy both from one run")
+        record = read_made_for(final.prompt, home / "stacker.json")
         model = load_model(home / "domain_model.npz", final.prompt.labels, encoder)
         calibration = Calibration(**{k: tuple(v) for k, v in record["domain_calibration"].items()})
         more: dict[str, Any] = {}

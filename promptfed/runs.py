@@ -23,11 +23,17 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 
 def read_calibration(path: Path, prompt: PromptSet) -> Calibration:
-    """A client's own calibration of ``prompt``. Raises `DataError` where it is of another."""
+    """A client's own calibration of ``prompt``. Raises as `read_made_for`."""
+    record = read_made_for(prompt, path)
+    return Calibration(weights=tuple(record["weights"]), bias=tuple(record["bias"]))
+
+
+def read_made_for(prompt: PromptSet, path: Path) -> dict[str, Any]:
+    """What a client keeps for ``prompt``. Raises `DataError` where it is for another."""
     record = read_record(path)
     if record.get("prompt_id") != prompt.prompt_id:
-        raise DataError(f"{path}: is of another prompt than {prompt.prompt_id}; copy both from one run")
-    return Calibration(weights=tuple(record["weights"]), bias=tuple(record["bias"]))
+        raise DataError(f"{path} is of another prompt than {prompt.prompt_id}; copy both from one run")
+    return record
 
 
 def read_personal(folder: Path, client_id: str) -> PromptSet:

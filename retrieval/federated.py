@@ -172,6 +172,8 @@ class FederatedRetriever:
         described = await self.described()
         owners = tuple(owner for owner in self.owners if owner in described)
         sums = {o: s for o in owners if (s := self._centroid(o, queries.shape[1])) is not None}
+        if self._coverage is not None or (self._n_ask is not None and self._n_ask < len(owners)):
+            self._tell_of_noise(sums)
         out = np.full((len(queries), len(owners)), 1.0 / max(len(owners), 1))
         if sums:
             among = self._router.probabilities(queries, sums)
@@ -200,8 +202,6 @@ class FederatedRetriever:
         fit = np.array([owner not in unfit for owner in owners], dtype=np.bool_)
         owners, weights = tuple(o for o in owners if o not in unfit), weights[:, fit]
         asked = chosen(weights, n_ask=self._n_ask, coverage=self._coverage)
-        if not asked.all():
-            self._tell_of_noise(owners, vectors.shape[1])
         shares = {owner: self._described[owner].shares for owner in owners}
         sizes = {owner: int(n) for owner, n in zip(owners, asked.sum(axis=0), strict=True) if n}
         wanted = self._n_wanted(k)
@@ -223,14 +223,14 @@ class FederatedRetriever:
             unfit=unfit,
         )
 
-    def _tell_of_noise(self, owners: Sequence[str], dimension: int) -> None:
+    def _tell_of_noise(self, sums: Mapping[str, FloatArray]) -> None:
         """An asker that leaves owners out by their centroids hears which of these say next to nothing of an index."""
         noisy = []
-        for owner in owners:
-            said, centroid = self._described[owner], self._centroid(owner, dimension)
+        for owner in sums.keys() - self._told_of:
+            said, centroid = self._described[owner], sums[owner]
             # The square of a release's length is that of the sum, and on average d (multiplier x clip)^2 for the noise.
-            noise = dimension * (said.noise_multiplier * said.clip) ** 2
-            if centroid is not None and centroid @ centroid < 2 * noise and owner not in self._told_of:
+            noise = len(centroid) * (said.noise_multiplier * said.clip) ** 2
+            if centroid @ centroid < 2 * noise:
                 noisy.append(owner)
         self._told_of |= set(noisy)
         if noisy:
@@ -239,8 +239,8 @@ class FederatedRetriever:
                 "of them are asked is mostly chance: ask all owners (no n_ask, no coverage), or have the centroids "
                 "released with more epsilon",
                 len(noisy),
-                len(owners),
-                ", ".join(noisy[:5]) + (", ..." if len(noisy) > 5 else ""),
+                len(self._described),
+                ", ".join(sorted(noisy)[:5]) + (", ..." if len(noisy) > 5 else ""),
             )
 
     def _tell_of_encoders(self, encoders: set[str]) -> None:

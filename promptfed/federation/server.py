@@ -76,7 +76,6 @@ class Server:
         self._booked_usd: defaultdict[str, float] = defaultdict(float)
         self._owed: defaultdict[str, int] = defaultdict(int)  # granted to it since it last replied
         self._owed_usd: defaultdict[str, float] = defaultdict(float)  # that it may have spent since then
-        self._is_limited = False  # whether the money of this round is
         self._untold: defaultdict[str, int] = defaultdict(int)  # booked, and in no reply that a method was sent
         self._joiners: dict[str, Join] = {}
         self._welcome: Callable[[str, Joined], None] = lambda _client, _joined: None
@@ -141,8 +140,7 @@ class Server:
         for client, grant in round_.grants.items():
             self._owed[client] += grant
         grants = {c: round_.grants.get(c, 0) + again.get(c, 0) for c in {**self._joiners, **round_.tasks}}
-        self._is_limited = phase == "tuning" and self._limits.max_usd is not None
-        usd = self._share_money(grants, phase)
+        usd = self._share_money(grants)
         tasks = {
             client: encode(
                 Task(
@@ -183,6 +181,9 @@ class Server:
                 self._absent.discard(client)
             elif client in round_.tasks:
                 self._missed[client] += 1
+        for client, answer in good.items():
+            if isinstance(joined := answer.body, Joined):
+                self._sizes.setdefault(client, max(joined.n_train, joined.n_test))
         spent = self._book(tasks, replies, answers)
         told = {c: self._whole(a) for c, a in good.items() if c in round_.tasks}
         total = self._ledger.total(phase)
@@ -207,12 +208,17 @@ class Server:
                 self._welcome(client, joined)
         return told
 
-    def _share_money(self, grants: Mapping[str, int], phase: Phase) -> dict[str, float]:
+    @property
+    def _max_usd(self) -> float | None:
+        """What the phase that is on may spend."""
+        return self._limits.max_usd if self._ledger.phase == "tuning" else None
+
+    def _share_money(self, grants: Mapping[str, int]) -> dict[str, float]:
         """What each client may spend of the money that is left for tuning, by the calls that it was granted."""
         wanted = sum(grants.values())
-        if phase != "tuning" or self._limits.max_usd is None or not wanted:
+        if self._max_usd is None or not wanted:
             return {}
-        left = self._limits.max_usd - self._ledger.total(phase).usd - sum(self._owed_usd.values())
+        left = self._max_usd - self._ledger.total(self._ledger.phase).usd - sum(self._owed_usd.values())
         shares = {client: max(left, 0.0) * grant / wanted for client, grant in grants.items() if grant}
         for client, share in shares.items():
             self._owed_usd[client] += share
@@ -282,11 +288,9 @@ class Server:
         """Whether what it says of itself can be: no more calls or money than were granted, no more tokens than so many
         calls can take, and no sums over more texts than the client has."""
         client, usage = reply.client_id, reply.usage
-        if isinstance(reply.body, Joined):
-            self._sizes.setdefault(client, max(reply.body.n_train, reply.body.n_test))
         return (
             self._calls(reply) <= self._owed[client]
-            and (not self._is_limited or self._money(reply) <= self._owed_usd[client] * (1 + 1e-6))
+            and (self._max_usd is None or self._money(reply) <= self._owed_usd[client] * (1 + 1e-6))
             and usage.prompt_tokens + usage.completion_tokens <= MAX_TOKENS * usage.fm_calls
             and getattr(reply.body, "n", 0) <= self._sizes.get(client, math.inf)
         )

@@ -16,6 +16,9 @@ from promptfed.prompts.template import SLOT, PromptTemplate
 
 # Characters of a text that are shown with a mistake.
 MAX_SHOWN = 300
+# Words of the public texts that clients are told of, most frequent first, about 2 KB. They take no more as known: a
+# server that named a dictionary would open the leak gate.
+MAX_KNOWN = 300
 
 _TAGGED = re.compile(r"<instruction>(.*?)(?:</instruction>|\Z)", flags=re.DOTALL | re.IGNORECASE)
 _HEADING = re.compile(r"^(?:[\w ]{0,30}\b(?:instruction|prompt)s?\b[\w ]{0,12}|answer)\s*:\s*", flags=re.IGNORECASE)

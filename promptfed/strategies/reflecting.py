@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from promptfed.messages.methods import Reflect, Reflected
-from promptfed.prompts.feedback import read_instruction
+from promptfed.prompts.feedback import MAX_KNOWN, read_instruction
 from promptfed.prompts.grammar import Draft, bare_draft
 from promptfed.prompts.template import PromptTemplate
 from promptfed.strategies.base import Federation, Steps
@@ -19,8 +19,8 @@ from promptfed.strategies.pool import Pool
 from promptfed.strategies.proposal_answers import FIELDS, SHOWN
 from promptfed.strategies.session import N_FINALISTS, Session
 
-# Words of the public texts that clients are told of, most frequent first, about 2 KB; a word of one text alone is not.
-N_KNOWN, LEAST_TEXTS = 300, 2
+# In how many public texts a word must stand for clients to be told of it.
+LEAST_TEXTS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,4 +102,4 @@ def public_words(federation: Federation) -> tuple[str, ...]:
     """The most frequent words of the public texts, which no client's gate has to stop."""
     counts = Counter(w for text in federation.public for w in set(re.findall(r"[^\W\d_]{2,}", text.lower())))
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
-    return tuple(word for word in ranked if counts[word] >= LEAST_TEXTS)[:N_KNOWN]
+    return tuple(word for word in ranked if counts[word] >= LEAST_TEXTS)[:MAX_KNOWN]
