@@ -42,11 +42,16 @@ def counted(texts: Iterable[str], max_words: int) -> Counter[str]:
 
 
 def candidates(texts: Iterable[str], max_words: int, most: int) -> list[str]:
-    """Up to ``most`` n-grams of public ``texts``, those that stand in most texts first, and after them the single words
-    of which they are made: what is needed for (1)."""
+    """Up to ``most`` n-grams of public ``texts``, those that stand in most texts first. The single words of which each
+    is made are among them: they are needed for (1)."""
     counts = counted(texts, max_words)
-    chosen = sorted(counts, key=lambda g: (-counts[g], g))[:most]
-    return list(dict.fromkeys([*chosen, *(word for ngram in chosen for word in ngram.split())]))
+    chosen: dict[str, None] = {}
+    for ngram in sorted(counts, key=lambda g: (-counts[g], g)):
+        new = [g for g in (*ngram.split(), ngram) if g not in chosen]
+        if len(chosen) + len(new) > most:
+            break
+        chosen |= dict.fromkeys(new)
+    return list(chosen)
 
 
 def pmi(ngram: str, counts: Mapping[str, int], n: int) -> float:

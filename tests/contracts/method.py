@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any, ClassVar
 
 import pytest
@@ -19,6 +20,10 @@ from tests.support import Bench, bench
 
 # Words that stand in each client's texts and nowhere else: none of them may cross the wire.
 CANARIES = ("zyzzyva", "quokkaville", "brontefish")
+# Public texts of more words than a client lets a server ask about at once: what a method asks must stay below that.
+WORDY = tuple(
+    " ".join("".join(letters) for letters in product(first, "abcdefgh", "ijklmn")) for first in "abcdefghijklmnopqrstuv"
+)
 
 
 class Wire:
@@ -170,8 +175,9 @@ class MethodContract:
 
     def test_it_works_for_six_labels_that_clients_hold_unevenly(self) -> None:
         scene = bench(10, 10, fm=self.fm(), topics=True, max_fm_calls=3 * self.budget, soft_space=self.fm().soft_space)
+        public = (*scene.federation().public, *WORDY)
 
-        prompt, readings = self.run(scene, milestones=(2 * self.budget,))
+        prompt, readings = self.run(scene, milestones=(2 * self.budget,), public=public)
 
         assert len(readings) == 2
         assert all(len(p.words) == 6 for p in prompt.prompts)

@@ -49,9 +49,18 @@ def test_pmi_by_hand() -> None:
 
 
 def test_candidates_bring_the_words_that_their_pmi_needs() -> None:
-    found = candidates(["one two", "one two", "three"], 2, most=2)
+    found = candidates(["one two", "one two", "three"], 2, most=3)
 
-    assert found == ["one", "one two", "two"]
+    assert found == ["one", "two", "one two"]
+    assert candidates(["one two", "one two", "three"], 2, most=2) == ["one"]
+
+
+@given(texts=st.lists(st.text(alphabet="abc .", max_size=30), max_size=6), most=st.integers(0, 12))
+def test_candidates_are_as_few_as_clients_count_and_hold_their_own_words(texts: list[str], most: int) -> None:
+    found = candidates(texts, 3, most)
+
+    assert len(set(found)) == len(found) <= most
+    assert {word for ngram in found for word in ngram.split()} <= set(found)
 
 
 def test_the_rank_is_the_share_of_the_mutual_information() -> None:
