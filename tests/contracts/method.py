@@ -21,9 +21,7 @@ from tests.support import Bench, bench
 # Words that stand in each client's texts and nowhere else: none of them may cross the wire.
 CANARIES = ("zyzzyva", "quokkaville", "brontefish")
 # Public texts of more words than a client lets a server ask about at once: what a method asks must stay below that.
-WORDY = tuple(
-    " ".join("".join(letters) for letters in product(first, "abcdefgh", "ijklmn")) for first in "abcdefghijklmnopqrstuv"
-)
+WORDY = tuple(" ".join(map("".join, product(first, "abcdefgh", "ijklmn"))) for first in "abcdefghijklmnopqrstuv")
 
 
 class Wire:
