@@ -210,7 +210,7 @@ def test_eval_says_so_where_another_model_answers_and_asks_nobody_about_labels_i
     (tmp_path / "odd.csv").write_text("text,label\nGood.,Positive\n")
 
     other = promptfed("eval", run, data, "--fm", "scripted:other")
-    odd = promptfed("eval", run, tmp_path / "odd.csv", "--fm", "openai:none@http://127.0.0.1:9")
+    odd = promptfed("eval", run, tmp_path / "odd.csv", "--fm", "openai:http://127.0.0.1:9/v1#none")
     texts = promptfed("eval", run, data, "--label-column", "text", "--fm", "scripted:overlap")
 
     assert "tuned on scripted:overlap@0, answered by scripted:other@0" in " ".join(other.stderr.split())
